@@ -1,0 +1,178 @@
+// Dropout (D2L 5.6):  y[e] = keep[e] x[e] / (1 - p),  keep[e] = (word e mod 4 of Philox(seed, e div
+// 4)) >= ceil(p 2^32)
+//
+// e is the logical, row-major index of an element, whatever the strides, so the mask depends on
+// nothing but (seed, e). It is never stored: the operator is linear and its own adjoint, so
+// backward runs it on the gradient with the same seed.
+//
+// Tiling: a block is one vector of counters, 4 * lanes elements in logical order. Contiguous
+// tensors are walked block by block; strided ones row by row, in the order of their memory, each
+// row in blocks. Bytes: one read and one write per element. Arithmetic: 10 rounds of 2 wide
+// multiplications per 4 elements (about 2 vector instructions an element), which AVX-512 hides
+// behind main memory.
+#include <algorithm>
+#include <cmath>
+
+#include "common/philox.h"
+#include "cpu/simd.h"
+#include "cpu/tensor.h"
+
+namespace d2lops {
+
+using Words = Vec<uint32_t>;
+
+// x86 multiplies the even 32-bit lanes of two vectors into 64-bit lanes; the odd lanes are shifted
+// down first.
+template <>
+struct WideMultiply<Words> {
+  static inline Vec<uint64_t> even(Vec<uint64_t> a, uint32_t b) {
+#if defined(__AVX512F__)
+    return (Vec<uint64_t>)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
+#elif defined(__AVX2__)
+    return (Vec<uint64_t>)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
+#elif defined(__SSE2__)
+    return (Vec<uint64_t>)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b));
+#else
+    return (a & 0xffffffffu) * b;
+#endif
+  }
+  static inline void run(Words a, uint32_t b, Words& high, Words& low) {
+    const auto pairs = (Vec<uint64_t>)a;
+    const Vec<uint64_t> evens = even(pairs, b), odds = even(pairs >> 32, b);
+    high = (Words)((evens >> 32) | (odds & ~uint64_t{0xffffffff}));
+    low = (Words)((evens & 0xffffffff) | (odds << 32));
+  }
+};
+
+namespace {
+
+constexpr int64_t kBlock = 4 * kLanes<uint32_t>;
+
+// The words of elements 4 * counter ... 4 * counter + kBlock - 1.
+inline void philox_block(uint64_t counter, uint64_t seed, uint32_t (&words)[kBlock]) {
+  Words low, high;
+  for (int i = 0; i < kLanes<uint32_t>; ++i) {
+    low[i] = static_cast<uint32_t>(counter + i);
+    high[i] = static_cast<uint32_t>((counter + i) >> 32);
+  }
+  PhiloxWords<Words> random = philox(low, high, seed);
+  transpose<4, uint32_t>(random.word);
+  for (int i = 0; i < 4; ++i) store(words + i * kLanes<uint32_t>, random.word[i]);
+}
+
+template <typename T>
+struct Dropout {
+  using A = Accumulator<T>;
+  uint64_t seed;
+  uint64_t threshold;  // at most 2^32 - 1: p = 1 never gets here
+  A scale;
+
+  // kBlock elements that lie side by side.
+  void block(const T* x, T* y, const uint32_t (&words)[kBlock]) const {
+    using Bits = std::conditional_t<sizeof(A) == 8, uint64_t, uint32_t>;
+    const auto least = static_cast<uint32_t>(threshold);
+    for (int64_t i = 0; i < kBlock; i += kLanes<A>) {
+      const auto word = load_bytes<Vec<uint32_t, kLanes<A>>>(words + i);
+      const auto keep = __builtin_convertvector(word, Vec<Bits>) >= Bits{least};
+      const Vec<A> scaled = load<A>(x + i) * scale;
+      store(y + i, keep ? scaled : Vec<A>{});
+    }
+  }
+
+  // Elements first ... first + count - 1 in logical order, `x_stride` and `y_stride` apart.
+  void row(const T* x, T* y, int64_t first, int64_t count, int64_t x_stride,
+           int64_t y_stride) const {
+    const bool dense = x_stride == 1 && y_stride == 1;
+    const int64_t last = first + count;
+    alignas(kVectorBytes) uint32_t words[kBlock];
+    for (int64_t e = first & ~int64_t{3}; e < last; e += kBlock) {
+      philox_block(static_cast<uint64_t>(e) / 4, seed, words);
+      if (dense && e >= first && e + kBlock <= last) {
+        block(x + (e - first), y + (e - first), words);
+        continue;
+      }
+      const int64_t begin = std::max(e, first), end = std::min(e + kBlock, last);
+      T buffer[kBlock] = {};
+      for (int64_t i = begin; i < end; ++i) buffer[i - e] = x[(i - first) * x_stride];
+      block(buffer, buffer, words);
+      for (int64_t i = begin; i < end; ++i) y[(i - first) * y_stride] = buffer[i - e];
+    }
+  }
+};
+
+// One dimension of a tensor, and of its output.
+struct Dim {
+  int64_t size, x_stride, y_stride, logical_stride;
+};
+
+// The fewest dimensions that describe both tensors, in logical order; size-1 dimensions are gone,
+// and a dimension that continues the one inside it is merged with it.
+std::vector<Dim> collapse(const Tensor& x, const Tensor& y) {
+  std::vector<Dim> dims;
+  int64_t logical_stride = 1;
+  for (int64_t d = x.dim(); d-- > 0;) {
+    const Dim dim{x.size(d), x.stride(d), y.stride(d), logical_stride};
+    logical_stride *= dim.size;
+    if (dim.size == 1) continue;
+    if (!dims.empty() && dim.x_stride == dims.front().x_stride * dims.front().size &&
+        dim.y_stride == dims.front().y_stride * dims.front().size) {
+      dims.front().size *= dim.size;
+    } else {
+      dims.insert(dims.begin(), dim);
+    }
+  }
+  if (dims.empty()) dims.push_back({1, 1, 1, 1});
+  return dims;
+}
+
+template <typename T>
+void dropout(const T* x, T* y, std::vector<Dim> dims, const Dropout<T>& op) {
+  const Dim inner = dims.back();
+  dims.pop_back();
+  // Rows may be visited in any order: that of the memory they are in is the fastest.
+  std::stable_sort(dims.begin(), dims.end(),
+                   [](const Dim& a, const Dim& b) { return a.x_stride > b.x_stride; });
+  int64_t total = inner.size;
+  for (const Dim& dim : dims) total *= dim.size;
+  constexpr int64_t grain = 16384;
+  parallel_for(0, total, grain, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t column = begin % inner.size;
+      const int64_t count = std::min(inner.size - column, end - begin);
+      int64_t index = begin / inner.size, first = column;
+      const T* from = x + column * inner.x_stride;
+      T* to = y + column * inner.y_stride;
+      for (size_t d = dims.size(); d-- > 0; index /= dims[d].size) {
+        const int64_t i = index % dims[d].size;
+        first += i * dims[d].logical_stride;
+        from += i * dims[d].x_stride;
+        to += i * dims[d].y_stride;
+      }
+      op.row(from, to, first, count, inner.x_stride, inner.y_stride);
+      begin += count;
+    }
+  });
+}
+
+Tensor dropout_cpu(const Tensor& x, const Tensor& seed, double p) {
+  D2LOPS_CHECK(seed.is_cpu() && seed.scalar_type() == ScalarType::Long && seed.numel() == 1,
+               "dropout: seed must be an int64 tensor of one element on the device of x");
+  D2LOPS_CHECK(p >= 0 && p <= 1, "dropout: p must be between 0 and 1, got ", p);
+  Tensor y = x.is_contiguous() ? empty(Sizes(x.sizes().begin(), x.sizes().end()), x.scalar_type())
+                               : torch::stable::empty_like(x);
+  if (x.numel() == 0) return y;
+  if (p == 1) return torch::stable::zero_(y);
+  dispatch_dtype("dropout", x, [&](auto zero) {
+    using T = decltype(zero);
+    const auto bits = static_cast<uint64_t>(*data<int64_t>(seed));
+    const Dropout<T> op{bits, dropout_threshold(p), static_cast<Accumulator<T>>(1 / (1 - p))};
+    dropout(data<T>(x), mutable_data<T>(y), collapse(x, y), op);
+  });
+  return y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(d2lops, CPU, m) { m.impl("dropout", TORCH_BOX(&dropout_cpu)); }
+
+}  // namespace d2lops

@@ -1,0 +1,221 @@
+// Vectors as wide as the instruction set that this library is compiled for, by GCC's and Clang's
+// vector extensions: +, *, comparisons and ?: work on them as on numbers, so a kernel is written
+// once.
+//
+// 16-bit numbers live in memory only. load<A>() widens to A, the type that a kernel computes in,
+// and store() rounds back to nearest, ties to even, as torch does.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+#if defined(__x86_64__)
+#  include <immintrin.h>
+#endif
+
+namespace d2lops {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+// What a kernel accumulates in.
+template <typename T>
+using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <typename T>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+template <typename T, int Lanes>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(Lanes * sizeof(T))));
+};
+template <typename T, int Lanes = kLanes<T>>
+using Vec = typename VectorOf<T, Lanes>::type;
+
+// Unaligned accesses; memcpy compiles to one instruction.
+template <typename V>
+inline V load_bytes(const void* p) {
+  V value;
+  std::memcpy(&value, p, sizeof(V));
+  return value;
+}
+
+template <typename To, typename From>
+inline To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// Conversions between the bits of a 16-bit number, zero-extended to 32, and a float. U is uint32_t
+// and F is float, or both are vectors.
+
+template <typename F, typename U>
+inline F widen(U bits, bfloat16) {
+  return bits_as<F>(bits << 16);
+}
+
+template <typename U, typename F>
+inline U narrow(F value, bfloat16) {
+  const U bits = bits_as<U>(value);
+  const U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const U nan = (bits >> 16) | 0x40u;
+  return (bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded;
+}
+
+// Shift the fields into place and mend the exponent's bias by a multiplication, which also
+// normalises subnormal numbers.
+template <typename F, typename U>
+inline F widen(U bits, float16) {
+  const U magnitude = (bits & 0x7fffu) << 13;
+  const U finite = bits_as<U>(bits_as<F>(magnitude) * 0x1p112f);
+  const U special = magnitude | 0x7f800000u;
+  const U value = (bits & 0x7c00u) == 0x7c00u ? special : finite;
+  return bits_as<F>(value | (bits & 0x8000u) << 16);
+}
+
+template <typename U, typename F>
+inline U narrow(F value, float16) {
+  const U bits = bits_as<U>(value);
+  const U magnitude = bits & 0x7fffffffu;
+  const U normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Adding 1/2 leaves a subnormal half's bits, rounded, at the bottom of the sum.
+  const U subnormal = bits_as<U>(bits_as<F>(magnitude) + 0.5f) - 0x3f000000u;
+  const U infinite = (magnitude & 0u) + 0x7c00u;
+  const U nan = (magnitude & 0u) + 0x7e00u;
+  U result = magnitude < (113u << 23) ? subnormal : normal;
+  result = magnitude >= 0x477ff000u ? infinite : result;  // 65520 rounds to infinity
+  result = magnitude > 0x7f800000u ? nan : result;
+  return result | ((bits >> 16) & 0x8000u);
+}
+
+// One number.
+
+template <typename A, typename T>
+inline A load1(const T* p) {
+  if constexpr (std::is_arithmetic_v<T>) {
+    return *p;
+  } else {
+    return widen<float>(static_cast<uint32_t>(p->bits), T{});
+  }
+}
+
+template <typename T, typename A>
+inline void store1(T* p, A value) {
+  if constexpr (std::is_arithmetic_v<T>) {
+    *p = value;
+  } else {
+    p->bits = static_cast<uint16_t>(narrow<uint32_t>(value, T{}));
+  }
+}
+
+// kLanes<A> numbers.
+
+template <typename A, typename T>
+inline Vec<A> load(const T* p) {
+  if constexpr (std::is_arithmetic_v<T>) {
+    static_assert(std::is_same_v<A, T>);
+    return load_bytes<Vec<A>>(p);
+  } else {
+#if defined(__F16C__)
+    if constexpr (std::is_same_v<T, float16>) {
+#  if defined(__AVX512F__)
+      return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#  else
+      return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#  endif
+    }
+#endif
+    const auto bits = load_bytes<Vec<uint16_t, kLanes<float>>>(p);
+    return widen<Vec<float>>(__builtin_convertvector(bits, Vec<uint32_t>), T{});
+  }
+}
+
+template <typename T, typename V>
+inline void store(T* p, V value) {
+  if constexpr (std::is_arithmetic_v<T>) {
+    std::memcpy(p, &value, sizeof(V));
+  } else {
+#if defined(__F16C__)
+    if constexpr (std::is_same_v<T, float16>) {
+#  if defined(__AVX512F__)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(value, 0));
+#  else
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(value, 0));
+#  endif
+      return;
+    }
+#endif
+    const auto bits =
+        __builtin_convertvector(narrow<Vec<uint32_t>>(value, T{}), Vec<uint16_t, kLanes<float>>);
+    std::memcpy(p, &bits, sizeof(bits));
+  }
+}
+
+// The first n < kLanes<A> numbers; the other lanes are zero, and nothing beyond is touched.
+
+template <typename A, typename T>
+inline Vec<A> load_first(const T* p, int n) {
+  T buffer[kLanes<A>] = {};
+  std::memcpy(buffer, p, n * sizeof(T));
+  return load<A>(buffer);
+}
+
+template <typename T, typename V>
+inline void store_first(T* p, V value, int n) {
+  T buffer[kLanes<Accumulator<T>>];
+  store(buffer, value);
+  std::memcpy(p, buffer, n * sizeof(T));
+}
+
+template <typename T>
+inline Vec<T> broadcast(T value) {
+  return Vec<T>{} + value;
+}
+
+// Rows (vectors) of a Rows x Lanes matrix become the Lanes x Rows matrix, in the same registers and
+// in row-major order: each round is a perfect shuffle of the whole, which moves the top bit of an
+// element's address to the bottom.
+
+template <typename V, int... I>
+inline V interleave_low(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (I / 2 + (I % 2) * int(sizeof...(I)))...);
+}
+template <typename V, int... I>
+inline V interleave_high(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b,
+                                 (I / 2 + int(sizeof...(I)) / 2 + (I % 2) * int(sizeof...(I)))...);
+}
+
+template <int Rows, typename T>
+inline void transpose(Vec<T> (&rows)[Rows]) {
+  static_assert((Rows & (Rows - 1)) == 0 && Rows <= kLanes<T>);
+  constexpr auto lanes = std::make_integer_sequence<int, kLanes<T>>{};
+#pragma GCC unroll 8
+  for (int round = 1; round < Rows; round *= 2) {
+    Vec<T> shuffled[Rows];
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows / 2; ++i) {
+      shuffled[2 * i] = interleave_low(rows[i], rows[i + Rows / 2], lanes);
+      shuffled[2 * i + 1] = interleave_high(rows[i], rows[i + Rows / 2], lanes);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) rows[i] = shuffled[i];
+  }
+}
+
+}  // namespace d2lops

@@ -1,0 +1,141 @@
+"""Which kernels a tensor gets: one table, and the libraries behind it.
+
+Importing this module loads the best CPU library that the processor runs (``D2LOPS_CPU=generic``,
+``avx2`` or ``avx512`` forces one), which registers its kernels as ``torch.ops.d2lops``. If that fails,
+importing still works, and the first use of an operator raises the cause.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+# Best first, each with the processor features that its instructions need.
+CPU_LIBRARIES = {
+    "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c", "bmi2"),
+    "avx2": ("avx2", "fma", "f16c", "bmi2"),
+    "generic": (),
+}
+BACKENDS = ("auto", "cpp", "triton")
+_FOLDER = Path(__file__).parent / "lib"
+
+
+def _choose_cpu_library() -> tuple[str, str]:
+    """The name of the CPU library to load, and why that one."""
+    from d2lops import _C
+
+    features = _C.cpu_features()
+
+    def missing(name: str) -> list[str]:
+        return [feature for feature in CPU_LIBRARIES[name] if not features.get(feature)]
+
+    forced = os.environ.get("D2LOPS_CPU")
+    if forced:
+        if forced not in CPU_LIBRARIES:
+            raise ValueError(f"D2LOPS_CPU={forced!r}: allowed are {', '.join(CPU_LIBRARIES)}")
+        if missing(forced):
+            raise OSError(f"D2LOPS_CPU={forced}: this processor lacks {', '.join(missing(forced))}")
+        return forced, f"D2LOPS_CPU={forced}"
+    for name in CPU_LIBRARIES:
+        if (_FOLDER / f"cpu_{name}.so").exists() and not missing(name):
+            return name, "the best one built that this processor runs"
+    raise OSError(f"no CPU library under {_FOLDER}: was d2lops installed with its kernels?")
+
+
+cpu_library: tuple[str, str] | None = None  # name and reason, once loaded
+load_error: Exception | None = None
+try:
+    _name, _reason = _choose_cpu_library()
+    torch.ops.load_library(str(_FOLDER / f"cpu_{_name}.so"))
+    cpu_library = (_name, _reason)
+except Exception as error:  # kept for the first use, which can say more than an import can
+    load_error = error
+
+# The raw operators, filled by `shape_rule`; meta tensors take the shape rules through the same door.
+_cpp = SimpleNamespace()
+_TABLES = {
+    "auto": {"cpu": _cpp, "meta": _cpp},
+    "cpp": {"cpu": _cpp, "meta": _cpp},
+    "triton": {},
+}
+_backend = "auto"
+_table: dict[str, SimpleNamespace] = {}
+
+
+def shape_rule(name: str) -> Callable[[Callable], Callable]:
+    """Register the decorated function as what the compiler knows of the raw operator `name`."""
+
+    def register(rule: Callable) -> Callable:
+        if load_error is None:
+            torch.library.register_fake(f"d2lops::{name}")(rule)
+            setattr(_cpp, name, getattr(torch.ops.d2lops, name).default)
+        return rule
+
+    return register
+
+
+def kernels(x: torch.Tensor) -> SimpleNamespace:
+    """The raw operators for tensors like `x`; raises where there are none (never a silent fallback)."""
+    found = _table.get(x.device.type)
+    if found is None:
+        raise _no_kernels(x.device.type)
+    return found
+
+
+def _no_kernels(device: str) -> Exception:
+    if load_error is not None:
+        from d2lops.info import summary
+
+        error = ImportError(
+            f"d2lops could not load its kernels: {type(load_error).__name__}: {load_error}\n{summary()}"
+        )
+        error.__cause__ = load_error
+        return error
+    if _backend == "triton":
+        return NotImplementedError(
+            "d2lops has no Triton kernels in this version; use d2lops.backend('auto') or unset D2LOPS_BACKEND"
+        )
+    return NotImplementedError(
+        f"d2lops has no kernels for tensors on device type '{device}' with backend '{_backend}'; allowed: "
+        f"{', '.join(sorted(_table))}. Move the tensor, or use the operator of torch.nn.functional."
+    )
+
+
+def _select(name: str) -> None:
+    global _backend, _table
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+    _backend = name
+    _table = {} if load_error is not None else _TABLES[name]
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Use the kernels of one backend inside a ``with`` block, in every thread.
+
+    Args:
+        name: ``"cpp"`` (C++ on the CPU, CUDA C++ on a GPU), ``"triton"``, or ``"auto"``, the fastest
+            for each device. ``D2LOPS_BACKEND`` sets what holds outside of any block.
+
+    Raises:
+        ValueError: for another name.
+
+    Example:
+        >>> import torch, d2lops
+        >>> from d2lops import functional as F
+        >>> with d2lops.backend("cpp"):
+        ...     F.dropout(torch.ones(3), p=0.0)
+        tensor([1., 1., 1.])
+    """
+    before = _backend
+    _select(name)
+    try:
+        yield
+    finally:
+        _select(before)
+
+
+_select(os.environ.get("D2LOPS_BACKEND", "auto"))

@@ -1,0 +1,1 @@
+"""The kernel libraries, one per target: setup.py puts them here and `d2lops.backends` loads one."""

@@ -1,0 +1,84 @@
+"""Argument checks that the operators share. Each raises the exception type that torch raises."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_DTYPES = frozenset(DTYPES)
+
+
+def check_tensor(op: str, name: str, x: object) -> None:
+    """`x` must be a dense tensor of one of the floating-point dtypes that have kernels."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}(): argument '{name}' must be Tensor, not {type(x).__name__}")
+    if x.dtype not in _DTYPES:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise NotImplementedError(f"{op}(): {name} has dtype {x.dtype}; allowed: {allowed}")
+    if x.layout is not torch.strided:
+        raise NotImplementedError(f"{op}(): {name} has layout {x.layout}; allowed: torch.strided")
+
+
+def check_like(op: str, name: str, x: object, like: Tensor) -> None:
+    """`x` must be a tensor of the dtype and on the device of the operator's input."""
+    check_tensor(op, name, x)
+    if x.dtype != like.dtype:
+        raise RuntimeError(
+            f"{op}(): {name} has dtype {x.dtype}, but input has {like.dtype}; allowed: the same"
+        )
+    if x.device != like.device:
+        raise RuntimeError(
+            f"{op}(): {name} is on {x.device}, but input is on {like.device}; allowed: the same"
+        )
+
+
+def batched(op: str, x: Tensor) -> Tensor:
+    """`x` as (N, C, H, W), whether it has a batch dimension or not."""
+    if x.dim() == 4:
+        return x
+    if x.dim() == 3:
+        return x.unsqueeze(0)
+    raise RuntimeError(
+        f"{op}(): expected 3D (unbatched) or 4D (batched) input, but input has size {list(x.shape)}"
+    )
+
+
+def pair(op: str, name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
+    """`value` as (height, width), each at least `least`."""
+    both = numbers(op, name, value, (1, 2))
+    both = both * 2 if len(both) == 1 else both
+    check_least(op, name, both, least)
+    return both
+
+
+def padding4(op: str, name: str, value: int | Sequence[int]) -> tuple[int, int, int, int]:
+    """`value` as (top, bottom, left, right): one number, (height, width), or all four."""
+    given = numbers(op, name, value, (1, 2, 4))
+    check_least(op, name, given, 0)
+    if len(given) == 4:
+        return given
+    height, width = given * 2 if len(given) == 1 else given
+    return height, height, width, width
+
+
+def numbers(
+    op: str, name: str, value: int | Sequence[int], lengths: tuple[int, ...]
+) -> tuple[int, ...]:
+    """`value` as a tuple of integers, whose length is one of `lengths`."""
+    given = tuple(value) if isinstance(value, Sequence | torch.Size) else (value,)
+    for number in given:
+        if not isinstance(number, int | torch.SymInt) or isinstance(number, bool):
+            raise TypeError(f"{op}(): {name} must be int or tuple of ints, but got {value!r}")
+    if len(given) not in lengths:
+        allowed = " or ".join(map(str, lengths))
+        raise RuntimeError(f"{op}(): {name} must have {allowed} numbers, but got {value!r}")
+    return given
+
+
+def check_least(op: str, name: str, values: tuple[int, ...], least: int) -> None:
+    for value in values:
+        if value < least or value >= 2**31:
+            raise RuntimeError(
+                f"{op}(): {name} must be at least {least} and below 2^31, but got {values}"
+            )
