@@ -184,7 +184,7 @@ inline void store_first(T* p, V value, int n) {
 
 template <typename T>
 inline Vec<T> broadcast(T value) {
-  return Vec<T>{} + value;
+  return value - Vec<T>{};  // not +, which would turn -0 into 0 and cost an addition
 }
 
 // Rows (vectors) of a Rows x Lanes matrix become the Lanes x Rows matrix, in the same registers and

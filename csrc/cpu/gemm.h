@@ -1,0 +1,292 @@
+// The matrix product behind corr2d and linear_relu:  C[i, j] = sum over k of A[i, k] B[j, k]
+//
+// One template with three pluggable parts: how A is read, how B is read, what happens to C. Nothing is
+// materialised at full size: a reader hands out short rows of its (virtual) matrix, which are packed into
+// panels while they are about to be used, and C leaves tile by tile, through whatever epilogue it has.
+//
+// Tiling (Goto's, with the roles that suit wide vectors): a thread owns a tile of C. For each block of kDepth
+// k's it packs the tile's rows of A (resident in L2), then B one panel of kCols columns at a time (resident in
+// L1), and runs the micro-kernel over that panel: a kRows x kCols piece of C in registers, one broadcast and
+// three fused multiply-adds per row and k. Limit: the FMA units; what is lost is packing, 1 / 480 element
+// per multiply-add for A, 1 / 384 for B, and the edges of small problems.
+//
+// Determinism: an element of C is the sum of its blocks' sums, each in order of k. Neither tiles nor threads
+// enter into it. Blocks also keep rounding errors small: each starts from zero.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <utility>
+
+#include "cpu/simd.h"
+
+namespace d2lops {
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kRows = 8;  // with 32 vector registers: 8 x 3 accumulators, 3 of B, 1 of A
+#else
+constexpr int kRows = 4;  // with 16: 4 x 3, 3, 1
+#endif
+constexpr int kVectors = 3;
+template <typename A>
+constexpr int kCols = kVectors * kLanes<A>;
+constexpr int kDepth = 192;
+
+// Tiles of C, in elements: at most, before `Tiling` evens them out.
+constexpr int64_t kTileRows = 384;
+constexpr int64_t kTileCols = 480;
+
+// A reader R of an (I x K) matrix has
+//   bool along_depth()                     whether its rows run along k (at fixed i) or along i (at fixed k)
+//   Start start(int64_t first, int n)      what rows that cover first ... first + n - 1 have in common
+//   void row(const Start&, int64_t at, A* out)   the row at this k (or i), of n numbers
+
+// n numbers `stride` apart, widened to what the kernel computes in.
+template <typename T, typename A>
+inline void read_row(const T* p, int64_t stride, int n, A* out) {
+  constexpr int lanes = kLanes<A>;
+  int i = 0;
+  if (stride == 1) {
+    for (; i + lanes <= n; i += lanes) store(out + i, load<A>(p + i));
+    if (i > 0 && i < n) {  // the last vector overlaps the one before it
+      store(out + n - lanes, load<A>(p + n - lanes));
+      return;
+    }
+  }
+  for (; i < n; ++i) out[i] = load1<A>(p + i * stride);
+}
+
+// Zeroes those of n numbers whose partner in y is not positive: the derivative of a ReLU, applied while
+// reading. A NaN in y lets the gradient pass, as it does in torch.
+template <typename T, typename A>
+inline void mask_row(const T* y, int64_t stride, int n, A* out) {
+  constexpr int lanes = kLanes<A>;
+  int i = 0;
+  if (stride == 1) {
+    for (; i + lanes <= n; i += lanes) {
+      store(out + i, load<A>(y + i) <= A{0} ? Vec<A>{} : load<A>(out + i));
+    }
+  }
+  for (; i < n; ++i) out[i] = load1<A>(y + i * stride) <= 0 ? A{0} : out[i];
+}
+
+// n numbers to where they go, rounded to its type.
+template <typename T, typename A>
+inline void write_row(const A* values, int n, T* p, int64_t stride) {
+  constexpr int lanes = kLanes<A>;
+  int i = 0;
+  if (stride == 1) {
+    for (; i + lanes <= n; i += lanes) store(p + i, load<A>(values + i));
+    if (i > 0 && i < n) {
+      store(p + n - lanes, load<A>(values + n - lanes));
+      return;
+    }
+  }
+  for (; i < n; ++i) store1(p + i * stride, values[i]);
+}
+
+// What a layer does to its product: add a bias, of which there is one per row or one per column of a piece
+// (or none), and clamp at zero. NaN stays NaN.
+template <typename T>
+struct Epilogue {
+  using A = Accumulator<T>;
+  const T* bias = nullptr;
+  int64_t bias_stride = 1;
+  bool relu = false;
+
+  void per_row(int64_t row, A* c, int cols) const {
+    finish(c, cols, [b = bias ? load1<A>(bias + row * bias_stride) : A{0}](int) { return b; });
+  }
+  void per_column(int64_t col, A* c, int cols) const {
+    finish(c, cols, [this, col](int i) { return load1<A>(bias + (col + i) * bias_stride); });
+  }
+
+ private:
+  template <typename Bias>
+  void finish(A* c, int cols, Bias add) const {
+    if (bias) {
+      for (int i = 0; i < cols; ++i) c[i] += add(i);
+    }
+    if (relu) {
+      for (int i = 0; i < cols; ++i) c[i] = c[i] < 0 ? A{0} : c[i];
+    }
+  }
+};
+
+// Micro-kernel: c (Rows x Vectors, row by row, kCols apart) = or += the product of two packed panels.
+template <typename A, int Rows, int Vectors>
+void micro_kernel(int depth, const A* a, const A* b, A* c, bool add) {
+  Vec<A> sum[Rows][Vectors] = {};
+  for (int k = 0; k < depth; ++k, a += kRows, b += kCols<A>) {
+    Vec<A> columns[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) columns[v] = load<A>(b + v * kLanes<A>);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      const Vec<A> row = broadcast(a[r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[r][v] += row * columns[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      A* to = c + r * kCols<A> + v * kLanes<A>;
+      store(to, add ? load<A>(to) + sum[r][v] : sum[r][v]);
+    }
+  }
+}
+
+// The kernel for a piece of C at the edge: no work on rows that are not there, nor on whole vectors.
+template <typename A>
+using MicroKernel = void (*)(int, const A*, const A*, A*, bool);
+
+template <typename A, int... I>
+constexpr MicroKernel<A> micro_kernel_for(int rows, int vectors, std::integer_sequence<int, I...>) {
+  constexpr MicroKernel<A> kernels[] = {micro_kernel<A, I / kVectors + 1, I % kVectors + 1>...};
+  return kernels[(rows - 1) * kVectors + vectors - 1];
+}
+template <typename A>
+MicroKernel<A> micro_kernel_for(int rows, int cols) {
+  const int vectors = (cols + kLanes<A> - 1) / kLanes<A>;
+  return micro_kernel_for<A>(rows, vectors, std::make_integer_sequence<int, kRows * kVectors>{});
+}
+
+// Packs rows first ... first + count - 1 of a reader's matrix, k's from `k` on, into panel[depth][Width].
+template <int Width, typename A, typename Reader>
+void pack(const Reader& reader, int64_t first, int count, int64_t k, int depth, A* panel) {
+  constexpr int lanes = kLanes<A>;
+  if (!reader.along_depth()) {
+    const auto start = reader.start(first, count);
+    const int padded = std::min(Width, (count + lanes - 1) / lanes * lanes);
+    for (int d = 0; d < depth; ++d, panel += Width) {
+      reader.row(start, k + d, panel);
+      for (int i = count; i < padded; ++i) panel[i] = 0;
+    }
+    return;
+  }
+  // Rows run along k: gather some, then transpose them in registers.
+  constexpr int rows = std::min(Width, lanes);
+  alignas(kVectorBytes) A buffer[rows][kDepth];
+  const auto start = reader.start(k, depth);
+  for (int i = 0; i < count; i += rows) {
+    const int used = std::min(rows, count - i);
+    for (int r = 0; r < used; ++r) reader.row(start, first + i + r, buffer[r]);
+    for (int r = used; r < rows; ++r) std::fill_n(buffer[r], depth, A{0});
+    int d = 0;
+    for (; d + lanes <= depth; d += lanes) {
+      Vec<A> block[rows];
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) block[r] = load<A>(&buffer[r][d]);
+      transpose<rows, A>(block);
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) {
+        // Vector r holds lanes / rows k's; with rows == Width they follow one another in the panel.
+        constexpr int stride = rows == Width ? lanes : Width;
+        store(panel + d * Width + r * stride + i, block[r]);
+      }
+    }
+    for (; d < depth; ++d) {
+      for (int r = 0; r < rows; ++r) panel[d * Width + i + r] = buffer[r][d];
+    }
+  }
+}
+
+// How C is cut into tiles of nearly equal size, at least as many as threads where it is large enough.
+struct Tiling {
+  int64_t m, n, rows, cols, across;  // across: tiles side by side
+
+  Tiling(int64_t m, int64_t n, int64_t problems, int64_t threads, int cols_unit) : m(m), n(n) {
+    const auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+    int64_t down = up(m, kTileRows);
+    across = up(n, kTileCols);
+    // Uneven tiles leave threads idle at the end, so their number is made a multiple of the threads'.
+    if (problems % threads != 0 && down * across % threads != 0) {
+      (n >= m ? across : down) = up(n >= m ? across : down, threads) * threads;
+    }
+    rows = up(up(m, down), kRows) * kRows;
+    cols = up(up(n, across), cols_unit) * cols_unit;
+    across = up(n, cols);
+  }
+  int64_t count() const { return (m + rows - 1) / rows * across; }
+};
+
+// Scratch memory that a thread keeps from call to call: fresh pages cost more than packing does.
+template <typename A>
+A* scratch(size_t count) {
+  struct Free {
+    void operator()(A* p) const { ::operator delete[](p, std::align_val_t{64}); }
+  };
+  thread_local std::unique_ptr<A[], Free> memory;
+  thread_local size_t capacity = 0;
+  if (capacity < count) {
+    memory.reset();
+    memory.reset(static_cast<A*>(::operator new[](count * sizeof(A), std::align_val_t{64})));
+    capacity = count;
+  }
+  return memory.get();
+}
+
+// One tile of C. `store(i, j, rows, cols, c)` takes the finished piece at (i, j), kCols apart.
+template <typename A, typename ReaderA, typename ReaderB, typename Store>
+void gemm_tile(const Tiling& tiling, int64_t tile, int64_t depth, const ReaderA& a, const ReaderB& b,
+               const Store& store) {
+  const int64_t i0 = tile / tiling.across * tiling.rows, j0 = tile % tiling.across * tiling.cols;
+  const int64_t i1 = std::min(i0 + tiling.rows, tiling.m), j1 = std::min(j0 + tiling.cols, tiling.n);
+  const bool one_block = depth <= kDepth;
+  A* const a_panels = scratch<A>(tiling.rows * kDepth + kCols<A> * kDepth +
+                                 (one_block ? kRows * kCols<A> : tiling.rows * tiling.cols));
+  A* const b_panel = a_panels + tiling.rows * kDepth;
+  A* const c_pieces = b_panel + kCols<A> * kDepth;
+  for (int64_t k = 0; k == 0 || k < depth; k += kDepth) {
+    const int block = static_cast<int>(std::min<int64_t>(kDepth, depth - k));
+    const bool last = k + kDepth >= depth;
+    for (int64_t i = i0; i < i1; i += kRows) {
+      const int rows = static_cast<int>(std::min<int64_t>(kRows, i1 - i));
+      pack<kRows>(a, i, rows, k, block, a_panels + (i - i0) * kDepth);
+    }
+    A* c = c_pieces;
+    for (int64_t j = j0; j < j1; j += kCols<A>) {
+      const int cols = static_cast<int>(std::min<int64_t>(kCols<A>, j1 - j));
+      pack<kCols<A>>(b, j, cols, k, block, b_panel);
+      for (int64_t i = i0; i < i1; i += kRows) {
+        const int rows = static_cast<int>(std::min<int64_t>(kRows, i1 - i));
+        micro_kernel_for<A>(rows, cols)(block, a_panels + (i - i0) * kDepth, b_panel, c, k != 0);
+        if (last) store(i, j, rows, cols, c);
+        if (!one_block) c += kRows * kCols<A>;
+      }
+    }
+  }
+}
+
+// A matrix in memory, as a reader: element (i, k) is data[i * i_stride + k * k_stride], masked by y's sign
+// where y is given.
+template <typename T>
+struct Matrix {
+  using A = Accumulator<T>;
+  const T* data;
+  int64_t i_stride, k_stride;
+  const T* y = nullptr;
+  int64_t y_i_stride = 0, y_k_stride = 0;
+
+  struct Start {
+    int64_t first;
+    int count;
+  };
+  bool along_depth() const { return k_stride == 1 || i_stride != 1; }
+  Start start(int64_t first, int count) const { return {first, count}; }
+  void row(const Start& s, int64_t at, A* out) const {
+    if (along_depth()) {
+      read_row(data + at * i_stride + s.first * k_stride, k_stride, s.count, out);
+      if (y) mask_row(y + at * y_i_stride + s.first * y_k_stride, y_k_stride, s.count, out);
+    } else {
+      read_row(data + at * k_stride + s.first, 1, s.count, out);
+      if (y) mask_row(y + at * y_k_stride + s.first * y_i_stride, y_i_stride, s.count, out);
+    }
+  }
+};
+
+}  // namespace d2lops

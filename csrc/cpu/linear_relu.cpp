@@ -1,0 +1,117 @@
+// Linear and linear + ReLU (D2L 3, 5.1):  y = relu(x W^T + b),  x (M, K), W (N, K), y (M, N)
+//
+//   input gradient    (g . [y > 0]) W        M x K, summed over N
+//   weight gradient   (g . [y > 0])^T x      N x K, summed over M
+//
+// Three matrix products that differ in how memory is read: each is the core of gemm.h over two strided
+// matrices. Bias and ReLU ride on the way out, while a piece of y is in the first-level cache; backward reads
+// y's sign while it packs g, so neither the product before the ReLU nor the masked gradient ever exists.
+// Flops 2 M N K; the FMA units are the limit but for small M, where reading W is.
+#include "cpu/gemm.h"
+#include "cpu/tensor.h"
+
+namespace d2lops {
+namespace {
+
+// c = A B^T into out (m x n, contiguous).
+template <typename T>
+void product(int64_t m, int64_t n, int64_t depth, const Matrix<T>& a, const Matrix<T>& b,
+             const Epilogue<T>& epilogue, T* out) {
+  using A = Accumulator<T>;
+  if (m == 0 || n == 0) return;
+  const Tiling tiling(m, n, 1, torch::stable::get_num_threads(), kCols<A>);
+  const auto store = [&](int64_t i, int64_t j, int rows, int cols, A* c) {
+    for (int r = 0; r < rows; ++r, c += kCols<A>) {
+      epilogue.per_column(j, c, cols);
+      write_row(c, cols, out + (i + r) * n + j, 1);
+    }
+  };
+  parallel_for(0, tiling.count(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) gemm_tile<A>(tiling, tile, depth, a, b, store);
+  });
+}
+
+// Element (i, k) of a reader is x[i, k], or x[k, i] if transposed; likewise for its mask y.
+template <typename T>
+Matrix<T> matrix(const Tensor& x, bool transposed, const std::optional<Tensor>& y = std::nullopt) {
+  const int i = transposed, k = !transposed;
+  Matrix<T> m{data<T>(x), x.stride(i), x.stride(k)};
+  if (y) m.y = data<T>(*y), m.y_i_stride = y->stride(i), m.y_k_stride = y->stride(k);
+  return m;
+}
+
+void check_mask(const char* op, const Tensor& g, const std::optional<Tensor>& y) {
+  if (!y) return;
+  check_same_dtype(op, "y", *y, g);
+  check_sizes(op, "y", *y, Sizes(g.sizes().begin(), g.sizes().end()));
+}
+
+template <bool relu>
+Tensor linear_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  const char* op = relu ? "linear_relu" : "linear";
+  check_dim(op, "x", x, 2);
+  check_dim(op, "weight", weight, 2);
+  check_same_dtype(op, "weight", weight, x);
+  const int64_t m = x.size(0), depth = x.size(1), n = weight.size(0);
+  check_sizes(op, "weight", weight, {n, depth});
+  if (bias) {
+    check_same_dtype(op, "bias", *bias, x);
+    check_sizes(op, "bias", *bias, {n});
+  }
+  Tensor out = empty({m, n}, x.scalar_type());
+  dispatch_dtype(op, x, [&](auto zero) {
+    using T = decltype(zero);
+    Epilogue<T> epilogue;
+    if (bias) epilogue.bias = data<T>(*bias), epilogue.bias_stride = bias->stride(0);
+    epilogue.relu = relu;
+    product(m, n, depth, matrix<T>(x, false), matrix<T>(weight, false), epilogue,
+            mutable_data<T>(out));
+  });
+  return out;
+}
+
+Tensor linear_input_grad_cpu(const Tensor& g, const std::optional<Tensor>& y,
+                             const Tensor& weight) {
+  const char* op = "linear_input_grad";
+  check_dim(op, "g", g, 2);
+  check_dim(op, "weight", weight, 2);
+  check_same_dtype(op, "weight", weight, g);
+  check_mask(op, g, y);
+  const int64_t m = g.size(0), depth = g.size(1), n = weight.size(1);
+  check_sizes(op, "weight", weight, {depth, n});
+  Tensor out = empty({m, n}, g.scalar_type());
+  dispatch_dtype(op, g, [&](auto zero) {
+    using T = decltype(zero);
+    product(m, n, depth, matrix<T>(g, false, y), matrix<T>(weight, true), Epilogue<T>{},
+            mutable_data<T>(out));
+  });
+  return out;
+}
+
+Tensor linear_weight_grad_cpu(const Tensor& g, const std::optional<Tensor>& y, const Tensor& x) {
+  const char* op = "linear_weight_grad";
+  check_dim(op, "g", g, 2);
+  check_dim(op, "x", x, 2);
+  check_same_dtype(op, "x", x, g);
+  check_mask(op, g, y);
+  const int64_t m = g.size(1), depth = g.size(0), n = x.size(1);
+  check_sizes(op, "x", x, {depth, n});
+  Tensor out = empty({m, n}, g.scalar_type());
+  dispatch_dtype(op, g, [&](auto zero) {
+    using T = decltype(zero);
+    product(m, n, depth, matrix<T>(g, true, y), matrix<T>(x, true), Epilogue<T>{},
+            mutable_data<T>(out));
+  });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(d2lops, CPU, m) {
+  m.impl("linear", TORCH_BOX(&linear_cpu<false>));
+  m.impl("linear_relu", TORCH_BOX(&linear_cpu<true>));
+  m.impl("linear_input_grad", TORCH_BOX(&linear_input_grad_cpu));
+  m.impl("linear_weight_grad", TORCH_BOX(&linear_weight_grad_cpu));
+}
+
+}  // namespace d2lops
