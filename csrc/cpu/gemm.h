@@ -230,20 +230,21 @@ A* scratch(size_t count) {
   return memory.get();
 }
 
-// One tile of C. `store(i, j, rows, cols, c)` takes the finished piece at (i, j), kCols apart.
+// One tile of C, summed over k = begin ... end - 1. `store(i, j, rows, cols, c)` takes the finished piece at
+// (i, j), whose rows are kCols apart.
 template <typename A, typename ReaderA, typename ReaderB, typename Store>
-void gemm_tile(const Tiling& tiling, int64_t tile, int64_t depth, const ReaderA& a, const ReaderB& b,
-               const Store& store) {
+void gemm_tile(const Tiling& tiling, int64_t tile, int64_t begin, int64_t end, const ReaderA& a,
+               const ReaderB& b, const Store& store) {
   const int64_t i0 = tile / tiling.across * tiling.rows, j0 = tile % tiling.across * tiling.cols;
   const int64_t i1 = std::min(i0 + tiling.rows, tiling.m), j1 = std::min(j0 + tiling.cols, tiling.n);
-  const bool one_block = depth <= kDepth;
+  const bool one_block = end - begin <= kDepth;
   A* const a_panels = scratch<A>(tiling.rows * kDepth + kCols<A> * kDepth +
                                  (one_block ? kRows * kCols<A> : tiling.rows * tiling.cols));
   A* const b_panel = a_panels + tiling.rows * kDepth;
   A* const c_pieces = b_panel + kCols<A> * kDepth;
-  for (int64_t k = 0; k == 0 || k < depth; k += kDepth) {
-    const int block = static_cast<int>(std::min<int64_t>(kDepth, depth - k));
-    const bool last = k + kDepth >= depth;
+  for (int64_t k = begin; k == begin || k < end; k += kDepth) {
+    const int block = static_cast<int>(std::clamp<int64_t>(end - k, 0, kDepth));
+    const bool last = k + kDepth >= end;
     for (int64_t i = i0; i < i1; i += kRows) {
       const int rows = static_cast<int>(std::min<int64_t>(kRows, i1 - i));
       pack<kRows>(a, i, rows, k, block, a_panels + (i - i0) * kDepth);
@@ -254,7 +255,7 @@ void gemm_tile(const Tiling& tiling, int64_t tile, int64_t depth, const ReaderA&
       pack<kCols<A>>(b, j, cols, k, block, b_panel);
       for (int64_t i = i0; i < i1; i += kRows) {
         const int rows = static_cast<int>(std::min<int64_t>(kRows, i1 - i));
-        micro_kernel_for<A>(rows, cols)(block, a_panels + (i - i0) * kDepth, b_panel, c, k != 0);
+        micro_kernel_for<A>(rows, cols)(block, a_panels + (i - i0) * kDepth, b_panel, c, k != begin);
         if (last) store(i, j, rows, cols, c);
         if (!one_block) c += kRows * kCols<A>;
       }

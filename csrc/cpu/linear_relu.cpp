@@ -27,7 +27,7 @@ void product(int64_t m, int64_t n, int64_t depth, const Matrix<T>& a, const Matr
     }
   };
   parallel_for(0, tiling.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile) gemm_tile<A>(tiling, tile, depth, a, b, store);
+    for (int64_t tile = begin; tile < end; ++tile) gemm_tile<A>(tiling, tile, 0, depth, a, b, store);
   });
 }
 

@@ -1,0 +1,208 @@
+// Images as matrices, without ever being one: the readers and the writer by which gemm.h becomes
+// cross-correlation. A *pixel* is a place (image, a, b) of a grid that the kernel's window visits; a *tap* is one
+// input plane at one place of the window. The im2col matrix has a row per pixel and a column per tap:
+//
+//   im2col[pixel, tap] = image[n, tap.plane, a * step_h + tap.dh, b * step_w + tap.dw], zero outside
+//
+// The three directions of corr2d differ in grid and taps alone (see corr2d.cpp).
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/gemm.h"
+
+namespace d2lops {
+
+// Where a tap is read, relative to a pixel, and where its weight lies. Offsets count elements.
+struct Tap {
+  int64_t image, mask, weight;
+  int64_t dh, dw;
+};
+
+// The places of a window: `height` x `width` in each image, `step` input rows and columns apart.
+struct Grid {
+  int64_t images, height, width;
+  int64_t step_h = 1, step_w = 1;
+
+  int64_t count() const { return images * height * width; }
+};
+
+// Strides of an (N, C, H, W) tensor.
+struct Strides {
+  int64_t n, c, h, w;
+};
+
+// Runs of pixels in one row of the grid that make up pixels first ... first + count - 1: f(at, length, n, a, b).
+template <typename F>
+inline void for_each_run(const Grid& grid, int64_t first, int count, F&& f) {
+  int64_t b = first % grid.width, row = first / grid.width;
+  for (int at = 0; at < count;) {
+    const int length = static_cast<int>(std::min<int64_t>(count - at, grid.width - b));
+    f(at, length, row / grid.height, row % grid.height, b);
+    at += length;
+    ++row;
+    b = 0;
+  }
+}
+
+// The im2col matrix as a reader for gemm.h.
+template <typename T>
+struct Im2col {
+  using A = Accumulator<T>;
+  const T* image;
+  Strides strides;
+  const T* mask;  // y of a ReLU, or null; it has strides of its own
+  Strides mask_strides;
+  int64_t height, width;
+  Grid grid;
+  const Tap* taps;
+  int64_t tap_stride;  // of taps that follow one another at one place: the image's channel stride
+  bool runs_over_taps;  // whether rows are read along taps (channels innermost) or along pixels
+  bool taps_are_depth;  // whether the product sums over taps (forward, input gradient) or over pixels
+
+  // Pixels in one row of the grid, or taps at one place of the window.
+  struct Run {
+    int at, length;
+    int64_t image, mask, h, w;
+  };
+  struct Start {
+    int runs;
+    Run run[std::max(kCols<A>, kDepth)];
+  };
+
+  bool along_depth() const { return runs_over_taps == taps_are_depth; }
+
+  Start start(int64_t first, int count) const {
+    Start s;
+    s.runs = 0;
+    if (runs_over_taps) {
+      for (int at = 0; at < count;) {
+        const Tap& tap = taps[first + at];
+        int length = 1;
+        while (at + length < count && taps[first + at + length].dh == tap.dh &&
+               taps[first + at + length].dw == tap.dw) {
+          ++length;
+        }
+        s.run[s.runs++] = {at, length, tap.image, tap.mask, tap.dh, tap.dw};
+        at += length;
+      }
+    } else {
+      for_each_run(grid, first, count, [&](int at, int length, int64_t n, int64_t a, int64_t b) {
+        const int64_t h = a * grid.step_h, w = b * grid.step_w;
+        s.run[s.runs++] = {at, length,
+                           n * strides.n + h * strides.h + w * strides.w,
+                           n * mask_strides.n + h * mask_strides.h + w * mask_strides.w, h, w};
+      });
+    }
+    return s;
+  }
+
+  void row(const Start& s, int64_t at, A* out) const {
+    runs_over_taps ? row_of_taps(s, at, out) : row_of_pixels(s, taps[at], out);
+  }
+
+ private:
+  void row_of_taps(const Start& s, int64_t pixel, A* out) const {
+    const int64_t b = pixel % grid.width, row = pixel / grid.width;
+    const int64_t h = row % grid.height * grid.step_h, w = b * grid.step_w, n = row / grid.height;
+    const int64_t place = n * strides.n + h * strides.h + w * strides.w;
+    const int64_t mask_place = n * mask_strides.n + h * mask_strides.h + w * mask_strides.w;
+    for (int i = 0; i < s.runs; ++i) {
+      const Run& run = s.run[i];
+      const bool inside = uint64_t(h + run.h) < uint64_t(height) && uint64_t(w + run.w) < uint64_t(width);
+      if (inside) {
+        read(place + run.image, mask_place + run.mask, tap_stride, mask_strides.c, run.length, out + run.at);
+      } else {
+        std::fill_n(out + run.at, run.length, A{0});
+      }
+    }
+  }
+
+  void row_of_pixels(const Start& s, const Tap& tap, A* out) const {
+    const int64_t step = grid.step_w;
+    for (int i = 0; i < s.runs; ++i) {
+      const Run& run = s.run[i];
+      A* to = out + run.at;
+      const int64_t h = run.h + tap.dh, w = run.w + tap.dw;
+      // Pixels low ... high - 1 of the run lie inside the image.
+      int low = 0, high = run.length;
+      if (uint64_t(h) >= uint64_t(height)) high = 0;
+      if (w < 0) low = static_cast<int>(std::min<int64_t>((-w + step - 1) / step, high));
+      if (w + (high - 1) * step >= width) {
+        high = static_cast<int>(std::max<int64_t>((width - w + step - 1) / step, low));
+      }
+      for (int x = 0; x < low; ++x) to[x] = 0;
+      for (int x = high; x < run.length; ++x) to[x] = 0;
+      if (low < high) {
+        read(run.image + tap.image + low * step * strides.w,
+             run.mask + tap.mask + low * step * mask_strides.w, step * strides.w,
+             step * mask_strides.w, high - low, to + low);
+      }
+    }
+  }
+
+  void read(int64_t from, int64_t mask_from, int64_t stride, int64_t mask_stride, int n, A* out) const {
+    read_row(image + from, stride, n, out);
+    if (mask) mask_row(mask + mask_from, mask_stride, n, out);
+  }
+};
+
+// The weights that meet the taps, as a reader: element (i, tap) is data[i * i_stride + taps[tap].weight].
+template <typename T>
+struct TapWeights {
+  using A = Accumulator<T>;
+  const T* data;
+  int64_t i_stride;
+  const Tap* taps;
+  bool dense;  // taps[t].weight == t
+
+  struct Start {
+    int64_t first;
+    int count;
+  };
+  bool along_depth() const { return true; }
+  Start start(int64_t first, int count) const { return {first, count}; }
+  void row(const Start& s, int64_t i, A* out) const {
+    const T* from = data + i * i_stride;
+    if (dense) return read_row(from + s.first, 1, s.count, out);
+    for (int t = 0; t < s.count; ++t) out[t] = load1<A>(from + taps[s.first + t].weight);
+  }
+};
+
+// Pieces of the product, (channels x pixels) or (pixels x channels), to an image.
+template <typename T>
+struct ImageWriter {
+  using A = Accumulator<T>;
+  T* image;
+  Strides strides;
+  Grid grid;
+  Epilogue<T> epilogue;
+  bool channels_first;  // whether rows of a piece are channels
+
+  void operator()(int64_t i, int64_t j, int rows, int cols, A* c) const {
+    if (channels_first) {
+      for (int r = 0; r < rows; ++r) epilogue.per_row(i + r, c + r * kCols<A>, cols);
+      for_each_run(grid, j, cols, [&](int at, int length, int64_t n, int64_t a, int64_t b) {
+        T* to = image + place(n, a, b) + i * strides.c;
+        for (int r = 0; r < rows; ++r, to += strides.c) {
+          write_row(c + r * kCols<A> + at, length, to, grid.step_w * strides.w);
+        }
+      });
+    } else {
+      for_each_run(grid, i, rows, [&](int at, int length, int64_t n, int64_t a, int64_t b) {
+        for (int r = at; r < at + length; ++r, ++b) {
+          epilogue.per_column(j, c + r * kCols<A>, cols);
+          write_row(c + r * kCols<A>, cols, image + place(n, a, b) + j * strides.c, strides.c);
+        }
+      });
+    }
+  }
+
+ private:
+  int64_t place(int64_t n, int64_t a, int64_t b) const {
+    return n * strides.n + a * grid.step_h * strides.h + b * grid.step_w * strides.w;
+  }
+};
+
+}  // namespace d2lops
