@@ -6,9 +6,11 @@ script needs: names that d2lops does not have are handed on from torch.
 
 import torch.nn.functional as _torch
 
+from d2lops.ops.corr2d import conv2d, conv_relu2d, corr2d
 from d2lops.ops.dropout import dropout
+from d2lops.ops.linear_relu import linear, linear_relu
 
-__all__ = ["dropout"]
+__all__ = ["conv2d", "conv_relu2d", "corr2d", "dropout", "linear", "linear_relu"]
 
 
 def __getattr__(name: str) -> object:

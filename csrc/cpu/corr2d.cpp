@@ -1,15 +1,18 @@
-// Two-dimensional cross-correlation (D2L 7), and the two other maps of the trilinear form <corr2d(x, w), g>:
+// Two-dimensional cross-correlation (D2L 7), and the two other maps of the trilinear form
+// <corr2d(x, w), g>:
 //
-//   corr2d         y[n, k, a, b] = bias[k] + sum over c, r, s of w[k, c, r, s] x[n, c, a sh + r dh - top, b sw + s dw - left]
-//   input grad     dx[n, c, h, w] = sum over k and all (r, s, a, b) that meet (h, w) of w[k, c, r, s] g[n, k, a, b]
-//   weight grad    dw[k, c, r, s] = sum over n, a, b of g[n, k, a, b] x[n, c, a sh + r dh - top, b sw + s dw - left]
+//   corr2d         y[n, k, a, b] = bias[k] + sum over c, r, s of w[k, c, r, s] x[n, c, a sh + r dh
+//   - top, b sw + s dw - left] input grad     dx[n, c, h, w] = sum over k and all (r, s, a, b) that
+//   meet (h, w) of w[k, c, r, s] g[n, k, a, b] weight grad    dw[k, c, r, s] = sum over n, a, b of
+//   g[n, k, a, b] x[n, c, a sh + r dh - top, b sw + s dw - left]
 //
-// Each is the blocked product of gemm.h over the im2col matrix of im2col.h, packed from the image a few
-// kilobytes at a time. Forward and input gradient sum over taps; the latter runs once per phase of the stride,
-// (h + top) mod sh and (w + left) mod sw, in which a fixed set of window places meets the pixels, so that a
-// strided convolution's gradient multiplies no zeros. The weight gradient sums over pixels, a long and narrow
-// product, in chunks whose partial results are added in a fixed order.
-// Flops 2 N K C R S per output pixel; the FMA units are the limit but for few channels, where packing is.
+// Each is the blocked product of gemm.h over the im2col matrix of im2col.h, packed from the image a
+// few kilobytes at a time. Forward and input gradient sum over taps; the latter runs once per phase
+// of the stride, (h + top) mod sh and (w + left) mod sw, in which a fixed set of window places
+// meets the pixels, so that a strided convolution's gradient multiplies no zeros. The weight
+// gradient sums over pixels, a long and narrow product, in chunks whose partial results are added
+// in a fixed order. Flops 2 N K C R S per output pixel; the FMA units are the limit but for few
+// channels, where packing is.
 #include <numeric>
 
 #include "cpu/gemm.h"
@@ -43,20 +46,22 @@ Plane<T> plane(const std::optional<Tensor>& y) {
   return y ? Plane<T>{data<T>(*y), strides_of(*y)} : Plane<T>{};
 }
 
-// Taps for `planes` planes and the places of a window given by (r, dh) and (s, dw), in the order in which the
-// image lies in memory: planes innermost if channels are, else outermost.
+// Taps for `planes` planes and the places of a window given by (r, dh) and (s, dw), in the order in
+// which the image lies in memory: planes innermost if channels are, else outermost.
 struct Place {
   int64_t index, shift;
 };
-std::vector<Tap> make_taps(int64_t planes, const std::vector<Place>& rows, const std::vector<Place>& cols,
-                           const Strides& image, const Strides& mask, int64_t weight_plane,
-                           const Strides& weight, bool planes_innermost) {
+std::vector<Tap> make_taps(int64_t planes, const std::vector<Place>& rows,
+                           const std::vector<Place>& cols, const Strides& image,
+                           const Strides& mask, int64_t weight_plane, const Strides& weight,
+                           bool planes_innermost) {
   std::vector<Tap> taps;
   taps.reserve(planes * rows.size() * cols.size());
   const auto add = [&](int64_t plane, const Place& r, const Place& s) {
     taps.push_back({plane * image.c + r.shift * image.h + s.shift * image.w,
                     plane * mask.c + r.shift * mask.h + s.shift * mask.w,
-                    plane * weight_plane + r.index * weight.h + s.index * weight.w, r.shift, s.shift});
+                    plane * weight_plane + r.index * weight.h + s.index * weight.w, r.shift,
+                    s.shift});
   };
   if (planes_innermost) {
     for (const Place& r : rows)
@@ -77,8 +82,9 @@ std::vector<Place> window(int64_t kernel, int64_t dilation, int64_t before) {
   return places;
 }
 
-// Window places that meet the inputs of one phase, i = phase, phase + stride, ...: with i = phase + a * stride,
-// tap r meets output a + (phase + before - r * dilation) / stride, where that is a whole number.
+// Window places that meet the inputs of one phase, i = phase, phase + stride, ...: with i = phase +
+// a * stride, tap r meets output a + (phase + before - r * dilation) / stride, where that is a
+// whole number.
 std::vector<Place> window_of_phase(int64_t phase, int64_t kernel, int64_t stride, int64_t dilation,
                                    int64_t before) {
   std::vector<Place> places;
@@ -96,7 +102,8 @@ bool dense_weights(const std::vector<Tap>& taps) {
   return true;
 }
 
-// Rows of a grid that follow one another in every image that it visits are one long row: 1 x 1 convolutions.
+// Rows of a grid that follow one another in every image that it visits are one long row: 1 x 1
+// convolutions.
 template <typename T>
 void merge_rows(Im2col<T>& x) {
   const bool whole = x.grid.step_h == 1 && x.grid.step_w == 1 && x.grid.height == x.height &&
@@ -109,11 +116,12 @@ void merge_rows(Im2col<T>& x) {
   x.grid.height = 1;
 }
 
-// out = taps x weights, for every group: forward, and one phase of the input gradient. `image` and `out` point
-// at the grid's first pixel; `in` and `planes` count channels per group.
+// out = taps x weights, for every group: forward, and one phase of the input gradient. `image` and
+// `out` point at the grid's first pixel; `in` and `planes` count channels per group.
 template <typename T>
-void correlate(int64_t groups, int64_t in, int64_t planes, Im2col<T> x, const std::vector<Tap>& taps,
-               TapWeights<T> weights, int64_t weight_group, ImageWriter<T> out) {
+void correlate(int64_t groups, int64_t in, int64_t planes, Im2col<T> x,
+               const std::vector<Tap>& taps, TapWeights<T> weights, int64_t weight_group,
+               ImageWriter<T> out) {
   using A = Accumulator<T>;
   const int64_t pixels = x.grid.count(), depth = static_cast<int64_t>(taps.size());
   if (pixels == 0 || planes == 0) return;
@@ -143,10 +151,12 @@ template <typename T>
 void corr2d(const Geometry& geo, const T* x, const Strides& xs, const T* w, const Strides& ws,
             const Epilogue<T>& epilogue, T* y, const Strides& ys) {
   const bool over_taps = xs.c == 1 && geo.in > 1;
-  const auto taps = make_taps(geo.in, window(geo.kernel.h, geo.dilation.h, geo.before.h),
-                              window(geo.kernel.w, geo.dilation.w, geo.before.w), xs, {}, ws.c, ws, over_taps);
+  const auto taps =
+      make_taps(geo.in, window(geo.kernel.h, geo.dilation.h, geo.before.h),
+                window(geo.kernel.w, geo.dilation.w, geo.before.w), xs, {}, ws.c, ws, over_taps);
   const Grid grid{geo.images, geo.output.h, geo.output.w, geo.stride.h, geo.stride.w};
-  Im2col<T> image{x, xs, nullptr, {}, geo.input.h, geo.input.w, grid, taps.data(), xs.c, over_taps, true};
+  Im2col<T> image{x,    xs,          nullptr, {},        geo.input.h, geo.input.w,
+                  grid, taps.data(), xs.c,    over_taps, true};
   const bool point = geo.kernel.h * geo.kernel.w == 1 && geo.before.h == 0 && geo.before.w == 0;
   Grid written{geo.images, geo.output.h, geo.output.w};
   if (point) merge_rows(image);
@@ -155,48 +165,51 @@ void corr2d(const Geometry& geo, const T* x, const Strides& xs, const T* w, cons
 }
 
 template <typename T>
-void corr2d_input_grad(const Geometry& geo, const T* g, const Strides& gs, const Plane<T>& y, const T* w,
-                       const Strides& ws, T* dx, const Strides& xs) {
+void corr2d_input_grad(const Geometry& geo, const T* g, const Strides& gs, const Plane<T>& y,
+                       const T* w, const Strides& ws, T* dx, const Strides& xs) {
   const bool over_taps = gs.c == 1 && geo.out > 1;
   for (int64_t ph = 0; ph < std::min(geo.stride.h, geo.input.h); ++ph) {
     for (int64_t pw = 0; pw < std::min(geo.stride.w, geo.input.w); ++pw) {
-      const auto taps =
-          make_taps(geo.out, window_of_phase(ph, geo.kernel.h, geo.stride.h, geo.dilation.h, geo.before.h),
-                    window_of_phase(pw, geo.kernel.w, geo.stride.w, geo.dilation.w, geo.before.w), gs,
-                    y.strides, ws.n, ws, over_taps);
+      const auto taps = make_taps(
+          geo.out, window_of_phase(ph, geo.kernel.h, geo.stride.h, geo.dilation.h, geo.before.h),
+          window_of_phase(pw, geo.kernel.w, geo.stride.w, geo.dilation.w, geo.before.w), gs,
+          y.strides, ws.n, ws, over_taps);
       Grid grid{geo.images, (geo.input.h - ph + geo.stride.h - 1) / geo.stride.h,
                 (geo.input.w - pw + geo.stride.w - 1) / geo.stride.w};
-      Im2col<T> image{g, gs, y.data, y.strides, geo.output.h, geo.output.w, grid, taps.data(), gs.c,
-                      over_taps, true};
+      Im2col<T> image{g,    gs,          y.data, y.strides, geo.output.h, geo.output.w,
+                      grid, taps.data(), gs.c,   over_taps, true};
       const bool point = geo.kernel.h * geo.kernel.w == 1 && geo.before.h == 0 && geo.before.w == 0;
       if (point) merge_rows(image);
       grid.step_h = geo.stride.h;
       grid.step_w = geo.stride.w;
-      correlate(geo.groups, geo.out, geo.in, image, taps, {w, ws.c, taps.data(), dense_weights(taps)},
-                geo.out * ws.n, {dx + ph * xs.h + pw * xs.w, xs, grid, {}, xs.c != 1 || geo.in == 1});
+      correlate(geo.groups, geo.out, geo.in, image, taps,
+                {w, ws.c, taps.data(), dense_weights(taps)}, geo.out * ws.n,
+                {dx + ph * xs.h + pw * xs.w, xs, grid, {}, xs.c != 1 || geo.in == 1});
     }
   }
 }
 
-// dw, contiguous. Each chunk of the pixels makes a partial result of its own; how many there are depends on
-// the sizes alone, so that their sum, taken in order, does not depend on the threads.
+// dw, contiguous. Each chunk of the pixels makes a partial result of its own; how many there are
+// depends on the sizes alone, so that their sum, taken in order, does not depend on the threads.
 template <typename T>
-void corr2d_weight_grad(const Geometry& geo, const T* g, const Strides& gs, const Plane<T>& y, const T* x,
-                        const Strides& xs, T* dw) {
+void corr2d_weight_grad(const Geometry& geo, const T* g, const Strides& gs, const Plane<T>& y,
+                        const T* x, const Strides& xs, T* dw) {
   using A = Accumulator<T>;
   const bool over_in = xs.c == 1 && geo.in > 1, over_out = gs.c == 1 && geo.out > 1;
   const Strides ws{0, geo.kernel.h * geo.kernel.w, geo.kernel.w, 1};
-  const auto taps = make_taps(geo.in, window(geo.kernel.h, geo.dilation.h, geo.before.h),
-                              window(geo.kernel.w, geo.dilation.w, geo.before.w), xs, {}, ws.c, ws, over_in);
+  const auto taps =
+      make_taps(geo.in, window(geo.kernel.h, geo.dilation.h, geo.before.h),
+                window(geo.kernel.w, geo.dilation.w, geo.before.w), xs, {}, ws.c, ws, over_in);
   const auto planes = make_taps(geo.out, {{0, 0}}, {{0, 0}}, gs, y.strides, 0, {}, over_out);
   const Grid grid{geo.images, geo.output.h, geo.output.w};
   Grid strided = grid;
   strided.step_h = geo.stride.h;
   strided.step_w = geo.stride.w;
-  const Im2col<T> rows{g, gs, y.data, y.strides, geo.output.h, geo.output.w, grid, planes.data(), gs.c,
-                       over_out, false};
-  const Im2col<T> cols{x, xs, nullptr, {}, geo.input.h, geo.input.w, strided, taps.data(), xs.c, over_in,
-                       false};
+  const Im2col<T> rows{
+      g,    gs,       y.data, y.strides, geo.output.h, geo.output.w, grid, planes.data(),
+      gs.c, over_out, false};
+  const Im2col<T> cols{x,       xs,          nullptr, {},      geo.input.h, geo.input.w,
+                       strided, taps.data(), xs.c,    over_in, false};
 
   const int64_t m = geo.out, n = static_cast<int64_t>(taps.size()), pixels = grid.count();
   if (m == 0 || n == 0) return;
@@ -221,16 +234,17 @@ void corr2d_weight_grad(const Geometry& geo, const T* g, const Strides& gs, cons
     }
   });
   const int64_t row_count = geo.groups * m;
-  parallel_for(0, row_count, std::max<int64_t>(1, 16384 / (n * chunks + 1)), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      A* sum = partial.data() + row * n;
-      for (int64_t i = 1; i < chunks; ++i) {
-        const A* next = sum + i * row_count * n;
-        for (int64_t t = 0; t < n; ++t) sum[t] += next[t];
-      }
-      for (int64_t t = 0; t < n; ++t) store1(dw + row * n + taps[t].weight, sum[t]);
-    }
-  });
+  parallel_for(0, row_count, std::max<int64_t>(1, 16384 / (n * chunks + 1)),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t row = begin; row < end; ++row) {
+                   A* sum = partial.data() + row * n;
+                   for (int64_t i = 1; i < chunks; ++i) {
+                     const A* next = sum + i * row_count * n;
+                     for (int64_t t = 0; t < n; ++t) sum[t] += next[t];
+                   }
+                   for (int64_t t = 0; t < n; ++t) store1(dw + row * n + taps[t].weight, sum[t]);
+                 }
+               });
 }
 
 // Sizes from the arguments of a raw operator, or an error.
@@ -261,14 +275,16 @@ Geometry geometry(const char* op, const Sizes& input, const Sizes& weight, const
                {dilation[0], dilation[1]},
                {padding[0], padding[2]},
                {padding[1], padding[3]}};
-  const auto outputs = [op](int64_t size, int64_t before, int64_t after, int64_t kernel, int64_t stride,
-                            int64_t dilation) {
+  const auto outputs = [op](int64_t size, int64_t before, int64_t after, int64_t kernel,
+                            int64_t stride, int64_t dilation) {
     const int64_t room = size + before + after - dilation * (kernel - 1) - 1;
     D2LOPS_CHECK(room >= 0, op, ": the kernel, dilated, is larger than the padded input");
     return room / stride + 1;
   };
-  geo.output.h = outputs(geo.input.h, geo.before.h, geo.after.h, geo.kernel.h, geo.stride.h, geo.dilation.h);
-  geo.output.w = outputs(geo.input.w, geo.before.w, geo.after.w, geo.kernel.w, geo.stride.w, geo.dilation.w);
+  geo.output.h =
+      outputs(geo.input.h, geo.before.h, geo.after.h, geo.kernel.h, geo.stride.h, geo.dilation.h);
+  geo.output.w =
+      outputs(geo.input.w, geo.before.w, geo.after.w, geo.kernel.w, geo.stride.w, geo.dilation.w);
   return geo;
 }
 
@@ -280,13 +296,14 @@ void check_mask(const char* op, const Tensor& g, const std::optional<Tensor>& y)
   check_sizes(op, "y", *y, sizes_of(g));
 }
 
-Tensor corr2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, Sizes stride,
-                  Sizes padding, Sizes dilation, int64_t groups, bool relu) {
+Tensor corr2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                  Sizes stride, Sizes padding, Sizes dilation, int64_t groups, bool relu) {
   const char* op = "corr2d";
   check_dim(op, "x", x, 4);
   check_dim(op, "weight", weight, 4);
   check_same_dtype(op, "weight", weight, x);
-  const Geometry geo = geometry(op, sizes_of(x), sizes_of(weight), stride, padding, dilation, groups);
+  const Geometry geo =
+      geometry(op, sizes_of(x), sizes_of(weight), stride, padding, dilation, groups);
   if (bias) {
     check_same_dtype(op, "bias", *bias, x);
     check_sizes(op, "bias", *bias, {weight.size(0)});
@@ -298,14 +315,15 @@ Tensor corr2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Ten
     Epilogue<T> epilogue;
     if (bias) epilogue.bias = data<T>(*bias), epilogue.bias_stride = bias->stride(0);
     epilogue.relu = relu;
-    corr2d(geo, data<T>(x), strides_of(x), data<T>(weight), strides_of(weight), epilogue, mutable_data<T>(y),
-           strides_of(y));
+    corr2d(geo, data<T>(x), strides_of(x), data<T>(weight), strides_of(weight), epilogue,
+           mutable_data<T>(y), strides_of(y));
   });
   return y;
 }
 
 Tensor corr2d_input_grad_cpu(const Tensor& g, const std::optional<Tensor>& y, const Tensor& weight,
-                             Sizes input_size, Sizes stride, Sizes padding, Sizes dilation, int64_t groups) {
+                             Sizes input_size, Sizes stride, Sizes padding, Sizes dilation,
+                             int64_t groups) {
   const char* op = "corr2d_input_grad";
   check_dim(op, "g", g, 4);
   check_dim(op, "weight", weight, 4);
@@ -319,8 +337,8 @@ Tensor corr2d_input_grad_cpu(const Tensor& g, const std::optional<Tensor>& y, co
   Tensor dx = empty(input, g.scalar_type(), is_channels_last(g) || is_channels_last(weight));
   dispatch_dtype(op, g, [&](auto zero) {
     using T = decltype(zero);
-    corr2d_input_grad(geo, data<T>(g), strides_of(g), plane<T>(y), data<T>(weight), strides_of(weight),
-                      mutable_data<T>(dx), strides_of(dx));
+    corr2d_input_grad(geo, data<T>(g), strides_of(g), plane<T>(y), data<T>(weight),
+                      strides_of(weight), mutable_data<T>(dx), strides_of(dx));
   });
   return dx;
 }

@@ -1,17 +1,19 @@
 // The matrix product behind corr2d and linear_relu:  C[i, j] = sum over k of A[i, k] B[j, k]
 //
-// One template with three pluggable parts: how A is read, how B is read, what happens to C. Nothing is
-// materialised at full size: a reader hands out short rows of its (virtual) matrix, which are packed into
-// panels while they are about to be used, and C leaves tile by tile, through whatever epilogue it has.
+// One template with three pluggable parts: how A is read, how B is read, what happens to C. Nothing
+// is materialised at full size: a reader hands out short rows of its (virtual) matrix, which are
+// packed into panels while they are about to be used, and C leaves tile by tile, through whatever
+// epilogue it has.
 //
-// Tiling (Goto's, with the roles that suit wide vectors): a thread owns a tile of C. For each block of kDepth
-// k's it packs the tile's rows of A (resident in L2), then B one panel of kCols columns at a time (resident in
-// L1), and runs the micro-kernel over that panel: a kRows x kCols piece of C in registers, one broadcast and
-// three fused multiply-adds per row and k. Limit: the FMA units; what is lost is packing, 1 / 480 element
-// per multiply-add for A, 1 / 384 for B, and the edges of small problems.
+// Tiling (Goto's, with the roles that suit wide vectors): a thread owns a tile of C. For each block
+// of kDepth k's it packs the tile's rows of A (resident in L2), then B one panel of kCols columns
+// at a time (resident in L1), and runs the micro-kernel over that panel: a kRows x kCols piece of C
+// in registers, one broadcast and three fused multiply-adds per row and k. Limit: the FMA units;
+// what is lost is packing, 1 / 480 element per multiply-add for A, 1 / 384 for B, and the edges of
+// small problems.
 //
-// Determinism: an element of C is the sum of its blocks' sums, each in order of k. Neither tiles nor threads
-// enter into it. Blocks also keep rounding errors small: each starts from zero.
+// Determinism: an element of C is the sum of its blocks' sums, each in order of k. Neither tiles
+// nor threads enter into it. Blocks also keep rounding errors small: each starts from zero.
 #pragma once
 
 #include <algorithm>
@@ -39,27 +41,36 @@ constexpr int64_t kTileRows = 384;
 constexpr int64_t kTileCols = 480;
 
 // A reader R of an (I x K) matrix has
-//   bool along_depth()                     whether its rows run along k (at fixed i) or along i (at fixed k)
-//   Start start(int64_t first, int n)      what rows that cover first ... first + n - 1 have in common
-//   void row(const Start&, int64_t at, A* out)   the row at this k (or i), of n numbers
+//   bool along_depth()                     whether its rows run along k (at fixed i) or along i (at
+//   fixed k) Start start(int64_t first, int n)      what rows that cover first ... first + n - 1
+//   have in common void row(const Start&, int64_t at, A* out)   the row at this k (or i): n
+//   numbers, and up to a vector's worth
+//                                          of anything after them, which whoever packs writes over
 
-// n numbers `stride` apart, widened to what the kernel computes in.
+// n numbers `stride` apart, widened to what the kernel computes in. May write zeros to the end of
+// the last vector.
+template <int Stride, typename T, typename A>
+inline int read_vectors(const T* p, int n, A* out) {
+  constexpr int lanes = kLanes<A>;
+  int i = 0;  // the last vector's load would reach beyond the n-th number unless Stride is 1
+  for (; i + lanes + (Stride > 1) <= n; i += lanes)
+    store(out + i, load_strided<A, Stride>(p + i * Stride));
+  return i;
+}
+
 template <typename T, typename A>
 inline void read_row(const T* p, int64_t stride, int n, A* out) {
-  constexpr int lanes = kLanes<A>;
-  int i = 0;
   if (stride == 1) {
-    for (; i + lanes <= n; i += lanes) store(out + i, load<A>(p + i));
-    if (i > 0 && i < n) {  // the last vector overlaps the one before it
-      store(out + n - lanes, load<A>(p + n - lanes));
-      return;
-    }
+    const int i = read_vectors<1>(p, n, out);
+    if (i < n) store(out + i, load_first<A>(p + i, n - i));
+    return;
   }
+  int i = stride == 2 ? read_vectors<2>(p, n, out) : stride == 4 ? read_vectors<4>(p, n, out) : 0;
   for (; i < n; ++i) out[i] = load1<A>(p + i * stride);
 }
 
-// Zeroes those of n numbers whose partner in y is not positive: the derivative of a ReLU, applied while
-// reading. A NaN in y lets the gradient pass, as it does in torch.
+// Zeroes those of n numbers whose partner in y is not positive: the derivative of a ReLU, applied
+// while reading. A NaN in y lets the gradient pass, as it does in torch.
 template <typename T, typename A>
 inline void mask_row(const T* y, int64_t stride, int n, A* out) {
   constexpr int lanes = kLanes<A>;
@@ -87,8 +98,8 @@ inline void write_row(const A* values, int n, T* p, int64_t stride) {
   for (; i < n; ++i) store1(p + i * stride, values[i]);
 }
 
-// What a layer does to its product: add a bias, of which there is one per row or one per column of a piece
-// (or none), and clamp at zero. NaN stays NaN.
+// What a layer does to its product: add a bias, of which there is one per row or one per column of
+// a piece (or none), and clamp at zero. NaN stays NaN.
 template <typename T>
 struct Epilogue {
   using A = Accumulator<T>;
@@ -115,7 +126,8 @@ struct Epilogue {
   }
 };
 
-// Micro-kernel: c (Rows x Vectors, row by row, kCols apart) = or += the product of two packed panels.
+// Micro-kernel: c (Rows x Vectors, row by row, kCols apart) = or += the product of two packed
+// panels.
 template <typename A, int Rows, int Vectors>
 void micro_kernel(int depth, const A* a, const A* b, A* c, bool add) {
   Vec<A> sum[Rows][Vectors] = {};
@@ -140,7 +152,8 @@ void micro_kernel(int depth, const A* a, const A* b, A* c, bool add) {
   }
 }
 
-// The kernel for a piece of C at the edge: no work on rows that are not there, nor on whole vectors.
+// The kernel for a piece of C at the edge: no work on rows that are not there, nor on whole
+// vectors.
 template <typename A>
 using MicroKernel = void (*)(int, const A*, const A*, A*, bool);
 
@@ -155,7 +168,8 @@ MicroKernel<A> micro_kernel_for(int rows, int cols) {
   return micro_kernel_for<A>(rows, vectors, std::make_integer_sequence<int, kRows * kVectors>{});
 }
 
-// Packs rows first ... first + count - 1 of a reader's matrix, k's from `k` on, into panel[depth][Width].
+// Packs rows first ... first + count - 1 of a reader's matrix, k's from `k` on, into
+// panel[depth][Width].
 template <int Width, typename A, typename Reader>
 void pack(const Reader& reader, int64_t first, int count, int64_t k, int depth, A* panel) {
   constexpr int lanes = kLanes<A>;
@@ -170,7 +184,7 @@ void pack(const Reader& reader, int64_t first, int count, int64_t k, int depth, 
   }
   // Rows run along k: gather some, then transpose them in registers.
   constexpr int rows = std::min(Width, lanes);
-  alignas(kVectorBytes) A buffer[rows][kDepth];
+  alignas(kVectorBytes) A buffer[rows][kDepth + lanes];
   const auto start = reader.start(k, depth);
   for (int i = 0; i < count; i += rows) {
     const int used = std::min(rows, count - i);
@@ -195,7 +209,8 @@ void pack(const Reader& reader, int64_t first, int count, int64_t k, int depth, 
   }
 }
 
-// How C is cut into tiles of nearly equal size, at least as many as threads where it is large enough.
+// How C is cut into tiles of nearly equal size, at least as many as threads where it is large
+// enough.
 struct Tiling {
   int64_t m, n, rows, cols, across;  // across: tiles side by side
 
@@ -203,7 +218,8 @@ struct Tiling {
     const auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
     int64_t down = up(m, kTileRows);
     across = up(n, kTileCols);
-    // Uneven tiles leave threads idle at the end, so their number is made a multiple of the threads'.
+    // Uneven tiles leave threads idle at the end, so their number is made a multiple of the
+    // threads'.
     if (problems % threads != 0 && down * across % threads != 0) {
       (n >= m ? across : down) = up(n >= m ? across : down, threads) * threads;
     }
@@ -230,18 +246,20 @@ A* scratch(size_t count) {
   return memory.get();
 }
 
-// One tile of C, summed over k = begin ... end - 1. `store(i, j, rows, cols, c)` takes the finished piece at
-// (i, j), whose rows are kCols apart.
+// One tile of C, summed over k = begin ... end - 1. `store(i, j, rows, cols, c)` takes the finished
+// piece at (i, j), whose rows are kCols apart.
 template <typename A, typename ReaderA, typename ReaderB, typename Store>
 void gemm_tile(const Tiling& tiling, int64_t tile, int64_t begin, int64_t end, const ReaderA& a,
                const ReaderB& b, const Store& store) {
   const int64_t i0 = tile / tiling.across * tiling.rows, j0 = tile % tiling.across * tiling.cols;
-  const int64_t i1 = std::min(i0 + tiling.rows, tiling.m), j1 = std::min(j0 + tiling.cols, tiling.n);
+  const int64_t i1 = std::min(i0 + tiling.rows, tiling.m),
+                j1 = std::min(j0 + tiling.cols, tiling.n);
   const bool one_block = end - begin <= kDepth;
-  A* const a_panels = scratch<A>(tiling.rows * kDepth + kCols<A> * kDepth +
-                                 (one_block ? kRows * kCols<A> : tiling.rows * tiling.cols));
-  A* const b_panel = a_panels + tiling.rows * kDepth;
-  A* const c_pieces = b_panel + kCols<A> * kDepth;
+  const int64_t a_size = tiling.rows * kDepth, b_size = kCols<A> * kDepth + kLanes<A>;
+  const int64_t c_size = one_block ? kRows * kCols<A> : tiling.rows * tiling.cols;
+  A* const a_panels = scratch<A>(a_size + b_size + c_size);
+  A* const b_panel = a_panels + a_size;
+  A* const c_pieces = b_panel + b_size;
   for (int64_t k = begin; k == begin || k < end; k += kDepth) {
     const int block = static_cast<int>(std::clamp<int64_t>(end - k, 0, kDepth));
     const bool last = k + kDepth >= end;
@@ -255,7 +273,8 @@ void gemm_tile(const Tiling& tiling, int64_t tile, int64_t begin, int64_t end, c
       pack<kCols<A>>(b, j, cols, k, block, b_panel);
       for (int64_t i = i0; i < i1; i += kRows) {
         const int rows = static_cast<int>(std::min<int64_t>(kRows, i1 - i));
-        micro_kernel_for<A>(rows, cols)(block, a_panels + (i - i0) * kDepth, b_panel, c, k != begin);
+        micro_kernel_for<A>(rows, cols)(block, a_panels + (i - i0) * kDepth, b_panel, c,
+                                        k != begin);
         if (last) store(i, j, rows, cols, c);
         if (!one_block) c += kRows * kCols<A>;
       }
@@ -263,8 +282,8 @@ void gemm_tile(const Tiling& tiling, int64_t tile, int64_t begin, int64_t end, c
   }
 }
 
-// A matrix in memory, as a reader: element (i, k) is data[i * i_stride + k * k_stride], masked by y's sign
-// where y is given.
+// A matrix in memory, as a reader: element (i, k) is data[i * i_stride + k * k_stride], masked by
+// y's sign where y is given.
 template <typename T>
 struct Matrix {
   using A = Accumulator<T>;

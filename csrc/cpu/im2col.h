@@ -1,8 +1,10 @@
 // Images as matrices, without ever being one: the readers and the writer by which gemm.h becomes
-// cross-correlation. A *pixel* is a place (image, a, b) of a grid that the kernel's window visits; a *tap* is one
-// input plane at one place of the window. The im2col matrix has a row per pixel and a column per tap:
+// cross-correlation. A *pixel* is a place (image, a, b) of a grid that the kernel's window visits;
+// a *tap* is one input plane at one place of the window. The im2col matrix has a row per pixel and
+// a column per tap:
 //
-//   im2col[pixel, tap] = image[n, tap.plane, a * step_h + tap.dh, b * step_w + tap.dw], zero outside
+//   im2col[pixel, tap] = image[n, tap.plane, a * step_h + tap.dh, b * step_w + tap.dw], zero
+//   outside
 //
 // The three directions of corr2d differ in grid and taps alone (see corr2d.cpp).
 #pragma once
@@ -33,7 +35,8 @@ struct Strides {
   int64_t n, c, h, w;
 };
 
-// Runs of pixels in one row of the grid that make up pixels first ... first + count - 1: f(at, length, n, a, b).
+// Runs of pixels in one row of the grid that make up pixels first ... first + count - 1: f(at,
+// length, n, a, b).
 template <typename F>
 inline void for_each_run(const Grid& grid, int64_t first, int count, F&& f) {
   int64_t b = first % grid.width, row = first / grid.width;
@@ -57,9 +60,10 @@ struct Im2col {
   int64_t height, width;
   Grid grid;
   const Tap* taps;
-  int64_t tap_stride;  // of taps that follow one another at one place: the image's channel stride
+  int64_t tap_stride;   // of taps that follow one another at one place: the image's channel stride
   bool runs_over_taps;  // whether rows are read along taps (channels innermost) or along pixels
-  bool taps_are_depth;  // whether the product sums over taps (forward, input gradient) or over pixels
+  bool taps_are_depth;  // whether the product sums over taps (forward, input gradient) or over
+                        // pixels
 
   // Pixels in one row of the grid, or taps at one place of the window.
   struct Run {
@@ -90,9 +94,12 @@ struct Im2col {
     } else {
       for_each_run(grid, first, count, [&](int at, int length, int64_t n, int64_t a, int64_t b) {
         const int64_t h = a * grid.step_h, w = b * grid.step_w;
-        s.run[s.runs++] = {at, length,
+        s.run[s.runs++] = {at,
+                           length,
                            n * strides.n + h * strides.h + w * strides.w,
-                           n * mask_strides.n + h * mask_strides.h + w * mask_strides.w, h, w};
+                           n * mask_strides.n + h * mask_strides.h + w * mask_strides.w,
+                           h,
+                           w};
       });
     }
     return s;
@@ -110,9 +117,11 @@ struct Im2col {
     const int64_t mask_place = n * mask_strides.n + h * mask_strides.h + w * mask_strides.w;
     for (int i = 0; i < s.runs; ++i) {
       const Run& run = s.run[i];
-      const bool inside = uint64_t(h + run.h) < uint64_t(height) && uint64_t(w + run.w) < uint64_t(width);
+      const bool inside =
+          uint64_t(h + run.h) < uint64_t(height) && uint64_t(w + run.w) < uint64_t(width);
       if (inside) {
-        read(place + run.image, mask_place + run.mask, tap_stride, mask_strides.c, run.length, out + run.at);
+        read(place + run.image, mask_place + run.mask, tap_stride, mask_strides.c, run.length,
+             out + run.at);
       } else {
         std::fill_n(out + run.at, run.length, A{0});
       }
@@ -120,35 +129,37 @@ struct Im2col {
   }
 
   void row_of_pixels(const Start& s, const Tap& tap, A* out) const {
-    const int64_t step = grid.step_w;
+    const int64_t step = grid.step_w, stride = step * strides.w,
+                  mask_stride = step * mask_strides.w;
     for (int i = 0; i < s.runs; ++i) {
       const Run& run = s.run[i];
       A* to = out + run.at;
       const int64_t h = run.h + tap.dh, w = run.w + tap.dw;
-      // Pixels low ... high - 1 of the run lie inside the image.
-      int low = 0, high = run.length;
+      int low = 0, high = run.length;  // pixels low ... high - 1 of the run lie inside the image
       if (uint64_t(h) >= uint64_t(height)) high = 0;
       if (w < 0) low = static_cast<int>(std::min<int64_t>((-w + step - 1) / step, high));
       if (w + (high - 1) * step >= width) {
         high = static_cast<int>(std::max<int64_t>((width - w + step - 1) / step, low));
       }
-      for (int x = 0; x < low; ++x) to[x] = 0;
-      for (int x = high; x < run.length; ++x) to[x] = 0;
+      if (low > 0 || high < run.length) {
+        for (int x = 0; x < run.length; x += kLanes<A>) store(to + x, Vec<A>{});
+      }
       if (low < high) {
-        read(run.image + tap.image + low * step * strides.w,
-             run.mask + tap.mask + low * step * mask_strides.w, step * strides.w,
-             step * mask_strides.w, high - low, to + low);
+        read(run.image + tap.image + low * stride, run.mask + tap.mask + low * mask_stride, stride,
+             mask_stride, high - low, to + low);
       }
     }
   }
 
-  void read(int64_t from, int64_t mask_from, int64_t stride, int64_t mask_stride, int n, A* out) const {
+  void read(int64_t from, int64_t mask_from, int64_t stride, int64_t mask_stride, int n,
+            A* out) const {
     read_row(image + from, stride, n, out);
     if (mask) mask_row(mask + mask_from, mask_stride, n, out);
   }
 };
 
-// The weights that meet the taps, as a reader: element (i, tap) is data[i * i_stride + taps[tap].weight].
+// The weights that meet the taps, as a reader: element (i, tap) is data[i * i_stride +
+// taps[tap].weight].
 template <typename T>
 struct TapWeights {
   using A = Accumulator<T>;

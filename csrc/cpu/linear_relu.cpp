@@ -3,10 +3,11 @@
 //   input gradient    (g . [y > 0]) W        M x K, summed over N
 //   weight gradient   (g . [y > 0])^T x      N x K, summed over M
 //
-// Three matrix products that differ in how memory is read: each is the core of gemm.h over two strided
-// matrices. Bias and ReLU ride on the way out, while a piece of y is in the first-level cache; backward reads
-// y's sign while it packs g, so neither the product before the ReLU nor the masked gradient ever exists.
-// Flops 2 M N K; the FMA units are the limit but for small M, where reading W is.
+// Three matrix products that differ in how memory is read: each is the core of gemm.h over two
+// strided matrices. Bias and ReLU ride on the way out, while a piece of y is in the first-level
+// cache; backward reads y's sign while it packs g, so neither the product before the ReLU nor the
+// masked gradient ever exists. Flops 2 M N K; the FMA units are the limit but for small M, where
+// reading W is.
 #include "cpu/gemm.h"
 #include "cpu/tensor.h"
 
@@ -27,7 +28,8 @@ void product(int64_t m, int64_t n, int64_t depth, const Matrix<T>& a, const Matr
     }
   };
   parallel_for(0, tiling.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile) gemm_tile<A>(tiling, tile, 0, depth, a, b, store);
+    for (int64_t tile = begin; tile < end; ++tile)
+      gemm_tile<A>(tiling, tile, 0, depth, a, b, store);
   });
 }
 

@@ -170,6 +170,16 @@ inline void store(T* p, V value) {
 
 template <typename A, typename T>
 inline Vec<A> load_first(const T* p, int n) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return _mm512_maskz_loadu_ps((1u << n) - 1, p);
+  if constexpr (std::is_same_v<T, double>) return _mm512_maskz_loadu_pd((1u << n) - 1, p);
+#elif defined(__AVX2__)
+  // A mask is a window on -1 ... -1 0 ... 0 that lets n lanes through.
+  alignas(32) static constexpr int32_t ones[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  const auto mask = [](int count) { return load_bytes<__m256i>(ones + 8 - count); };
+  if constexpr (std::is_same_v<T, float>) return _mm256_maskload_ps(p, mask(n));
+  if constexpr (std::is_same_v<T, double>) return _mm256_maskload_pd(p, mask(2 * n));
+#endif
   T buffer[kLanes<A>] = {};
   std::memcpy(buffer, p, n * sizeof(T));
   return load<A>(buffer);
@@ -185,6 +195,25 @@ inline void store_first(T* p, V value, int n) {
 template <typename T>
 inline Vec<T> broadcast(T value) {
   return value - Vec<T>{};  // not +, which would turn -0 into 0 and cost an addition
+}
+
+// Every Stride-th number from p on, kLanes<A> of them; reads Stride whole vectors.
+
+template <typename V, int... I>
+inline V even_lanes(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (2 * I)...);
+}
+
+template <typename A, int Stride, typename T>
+inline Vec<A> load_strided(const T* p) {
+  static_assert((Stride & (Stride - 1)) == 0);
+  if constexpr (Stride == 1) {
+    return load<A>(p);
+  } else {
+    return even_lanes(load_strided<A, Stride / 2>(p),
+                      load_strided<A, Stride / 2>(p + kLanes<A> * Stride / 2),
+                      std::make_integer_sequence<int, kLanes<A>>{});
+  }
 }
 
 // Rows (vectors) of a Rows x Lanes matrix become the Lanes x Rows matrix, in the same registers and

@@ -1,0 +1,135 @@
+// The gradient of a bias: the sum of g, masked by the sign of y where a ReLU was fused, over every
+// dimension but the second. For (N, C, H, W) images and for (M, N) matrices, in any strides.
+//
+// A task sums one plane (channels apart in memory) or one block of pixels (channels side by side)
+// into partial results, which are then added in a fixed order: neither depends on the number of
+// threads. One read of g (and y); main memory is the limit.
+#include <vector>
+
+#include "cpu/gemm.h"
+#include "cpu/tensor.h"
+
+namespace d2lops {
+namespace {
+
+// An (N, C, H, W) tensor.
+template <typename T>
+struct Planes {
+  const T* data;
+  int64_t n, c, h, w;  // strides
+};
+
+struct Extent {
+  int64_t images, channels, height, width;
+};
+
+constexpr int kChunk = 256;  // numbers that are read at a time, and pixels in a block
+
+template <typename T, typename A>
+void read(const Planes<T>& g, const Planes<T>& y, int64_t g_at, int64_t y_at, int64_t g_stride,
+          int64_t y_stride, int count, A* out) {
+  read_row(g.data + g_at, g_stride, count, out);
+  if (y.data) mask_row(y.data + y_at, y_stride, count, out);
+}
+
+template <typename T, typename A>
+A sum_plane(const Extent& extent, const Planes<T>& g, const Planes<T>& y, int64_t g_at,
+            int64_t y_at) {
+  alignas(kVectorBytes) A buffer[kChunk + kLanes<A>];
+  Vec<A> lanes{};
+  for (int64_t h = 0; h < extent.height; ++h) {
+    for (int64_t w = 0; w < extent.width; w += kChunk) {
+      const int count = static_cast<int>(std::min<int64_t>(kChunk, extent.width - w));
+      read(g, y, g_at + h * g.h + w * g.w, y_at + h * y.h + w * y.w, g.w, y.w, count, buffer);
+      for (int i = count; i % kLanes<A> != 0; ++i) buffer[i] = 0;
+      for (int i = 0; i < count; i += kLanes<A>) lanes += load<A>(buffer + i);
+    }
+  }
+  A sum = 0;
+  for (int i = 0; i < kLanes<A>; ++i) sum += lanes[i];
+  return sum;
+}
+
+// Pixels first ... first + count - 1, of all channels, added to sums.
+template <typename T, typename A>
+void sum_pixels(const Extent& extent, const Planes<T>& g, const Planes<T>& y, int64_t first,
+                int64_t count, A* sums) {
+  alignas(kVectorBytes) A buffer[kChunk + kLanes<A>];
+  for (int64_t pixel = first; pixel < first + count; ++pixel) {
+    const int64_t w = pixel % extent.width, h = pixel / extent.width % extent.height;
+    const int64_t n = pixel / extent.width / extent.height;
+    for (int64_t c = 0; c < extent.channels; c += kChunk) {
+      const int channels = static_cast<int>(std::min<int64_t>(kChunk, extent.channels - c));
+      read(g, y, n * g.n + h * g.h + w * g.w + c * g.c, n * y.n + h * y.h + w * y.w + c * y.c, g.c,
+           y.c, channels, buffer);
+      for (int i = 0; i < channels; ++i) sums[c + i] += buffer[i];
+    }
+  }
+}
+
+template <typename T>
+void bias_grad(const Extent& extent, const Planes<T>& g, const Planes<T>& y, T* out) {
+  using A = Accumulator<T>;
+  const bool channels_last = g.c == 1 && extent.channels > 1;
+  const int64_t pixels = extent.images * extent.height * extent.width;
+  const int64_t parts = channels_last ? (pixels + kChunk - 1) / kChunk : extent.images;
+  std::vector<A> partial(parts * extent.channels);
+  if (channels_last) {
+    parallel_for(0, parts, std::max<int64_t>(1, 64 / extent.channels),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t part = begin; part < end; ++part) {
+                     sum_pixels(extent, g, y, part * kChunk,
+                                std::min<int64_t>(kChunk, pixels - part * kChunk),
+                                partial.data() + part * extent.channels);
+                   }
+                 });
+  } else {
+    const int64_t plane = extent.height * extent.width;
+    parallel_for(
+        0, parts * extent.channels, 16384 / (plane + 1) + 1, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            const int64_t n = i / extent.channels, c = i % extent.channels;
+            partial[i] = sum_plane<T, A>(extent, g, y, n * g.n + c * g.c, n * y.n + c * y.c);
+          }
+        });
+  }
+  for (int64_t c = 0; c < extent.channels; ++c) {
+    A sum = 0;
+    for (int64_t part = 0; part < parts; ++part) sum += partial[part * extent.channels + c];
+    store1(out + c, sum);
+  }
+}
+
+template <typename T>
+Planes<T> planes(const Tensor& x) {
+  const bool image = x.dim() == 4;
+  return {data<T>(x), x.stride(0), x.stride(1), image ? x.stride(2) : 0, image ? x.stride(3) : 0};
+}
+
+Tensor bias_grad_cpu(const Tensor& g, const std::optional<Tensor>& y) {
+  const char* op = "bias_grad";
+  D2LOPS_CHECK(g.dim() == 2 || g.dim() == 4, op, ": g must have 2 or 4 dimensions, got ", g.dim());
+  if (y) {
+    check_same_dtype(op, "y", *y, g);
+    check_sizes(op, "y", *y, Sizes(g.sizes().begin(), g.sizes().end()));
+  }
+  const bool image = g.dim() == 4;
+  const Extent extent{g.size(0), g.size(1), image ? g.size(2) : 1, image ? g.size(3) : 1};
+  Tensor out = empty({extent.channels}, g.scalar_type());
+  dispatch_dtype(op, g, [&](auto zero) {
+    using T = decltype(zero);
+    const Planes<T> values = planes<T>(g), mask = y ? planes<T>(*y) : Planes<T>{};
+    // Rows that follow one another in memory are one long row.
+    const bool merge =
+        values.h == extent.width * values.w && (!y || mask.h == extent.width * mask.w);
+    const Extent merged{extent.images, extent.channels, 1, extent.height * extent.width};
+    bias_grad(merge ? merged : extent, values, mask, mutable_data<T>(out));
+  });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(d2lops, CPU, m) { m.impl("bias_grad", TORCH_BOX(&bias_grad_cpu)); }
+
+}  // namespace d2lops

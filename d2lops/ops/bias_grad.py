@@ -1,0 +1,42 @@
+"""What a bias's gradient and a ReLU's mask have in common to corr2d and linear."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d2lops.backends import kernels, shape_rule
+from d2lops.ops._function import Function
+
+
+def masked(g: Tensor, y: Tensor | None) -> Tensor:
+    """`g` where y, the output of a ReLU, is positive (or NaN); all of it if there was no ReLU.
+
+    Only second derivatives need it: the kernels of the first mask while they read.
+    """
+    return g if y is None else torch.where(y <= 0, 0, g)
+
+
+class BiasGrad(Function):
+    """g -> the sum of the masked g over every dimension but the second."""
+
+    @staticmethod
+    def forward(g: Tensor, y: Tensor | None) -> Tensor:
+        return kernels(g).bias_grad(g, y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        g, y = inputs
+        ctx.shape = g.shape
+        ctx.save_for_backward(y)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple:
+        (y,) = ctx.saved_tensors
+        columns = u.reshape(-1, *[1] * (len(ctx.shape) - 2))
+        return masked(columns.expand(ctx.shape), y), None
+
+
+@shape_rule("bias_grad")
+def _(g: Tensor, y: Tensor | None) -> Tensor:
+    return g.new_empty(g.size(1))
