@@ -17,6 +17,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/im2col.h"
+#include "cpu/padded.h"
 #include "cpu/tensor.h"
 
 namespace d2lops {
@@ -46,11 +47,18 @@ Plane<T> plane(const std::optional<Tensor>& y) {
   return y ? Plane<T>{data<T>(*y), strides_of(*y)} : Plane<T>{};
 }
 
+// Whether an image is read in runs of channels, or in runs of pixels even though its channels lie side by
+// side, because there are too few of them.
+bool runs_over_taps(const Strides& image, int64_t planes) { return image.c == 1 && planes >= 8; }
+
+// Whether channels are the rows of the product or its columns, which should be the long side of a piece.
+template <typename T>
+bool channels_first(const Strides& image, int64_t planes) {
+  return image.c != 1 || planes < kLanes<Accumulator<T>>;
+}
+
 // Taps for `planes` planes and the places of a window given by (r, dh) and (s, dw), in the order in
 // which the image lies in memory: planes innermost if channels are, else outermost.
-struct Place {
-  int64_t index, shift;
-};
 std::vector<Tap> make_taps(int64_t planes, const std::vector<Place>& rows,
                            const std::vector<Place>& cols, const Strides& image,
                            const Strides& mask, int64_t weight_plane, const Strides& weight,
@@ -116,28 +124,35 @@ void merge_rows(Im2col<T>& x) {
   x.grid.height = 1;
 }
 
-// out = taps x weights, for every group: forward, and one phase of the input gradient. `image` and
-// `out` point at the grid's first pixel; `in` and `planes` count channels per group.
+// How a group's part of the image, the weights and the output lie.
+struct GroupStep {
+  int64_t planes, weights, outputs;  // input planes, elements of the weight, output planes
+};
+
 template <typename T>
-void correlate(int64_t groups, int64_t in, int64_t planes, Im2col<T> x,
-               const std::vector<Tap>& taps, TapWeights<T> weights, int64_t weight_group,
-               ImageWriter<T> out) {
+ImageWriter<T> writer_of_group(ImageWriter<T> out, int64_t group, const GroupStep& step) {
+  out.image += group * step.outputs * out.strides.c;
+  if (out.epilogue.bias) out.epilogue.bias += group * step.outputs * out.epilogue.bias_stride;
+  return out;
+}
+
+// out = taps x weights, for every group, by packing: windows of one place, and outputs too small for a slab.
+template <typename T>
+void correlate_packed(int64_t groups, const GroupStep& step, const Im2col<T>& x, int64_t depth,
+                      const TapWeights<T>& weights, const ImageWriter<T>& out) {
   using A = Accumulator<T>;
-  const int64_t pixels = x.grid.count(), depth = static_cast<int64_t>(taps.size());
-  if (pixels == 0 || planes == 0) return;
-  const int64_t m = out.channels_first ? planes : pixels, n = out.channels_first ? pixels : planes;
+  const int64_t pixels = x.grid.count();
+  const int64_t m = out.channels_first ? step.outputs : pixels, n = out.channels_first ? pixels : step.outputs;
   const Tiling tiling(m, n, groups, torch::stable::get_num_threads(), kCols<A>);
   parallel_for(0, groups * tiling.count(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t group = task / tiling.count(), tile = task % tiling.count();
       Im2col<T> image = x;
-      image.image += group * in * x.strides.c;
-      if (x.mask) image.mask += group * in * x.mask_strides.c;
+      image.image += group * step.planes * x.strides.c;
+      if (x.mask) image.mask += group * step.planes * x.mask_strides.c;
       TapWeights<T> weight = weights;
-      weight.data += group * weight_group;
-      ImageWriter<T> writer = out;
-      writer.image += group * planes * out.strides.c;
-      if (out.epilogue.bias) writer.epilogue.bias += group * planes * out.epilogue.bias_stride;
+      weight.data += group * step.weights;
+      const ImageWriter<T> writer = writer_of_group(out, group, step);
       if (out.channels_first) {
         gemm_tile<A>(tiling, tile, 0, depth, weight, image, writer);
       } else {
@@ -147,44 +162,84 @@ void correlate(int64_t groups, int64_t in, int64_t planes, Im2col<T> x,
   });
 }
 
+// The same by slabs (padded.h): windows of several places.
 template <typename T>
-void corr2d(const Geometry& geo, const T* x, const Strides& xs, const T* w, const Strides& ws,
-            const Epilogue<T>& epilogue, T* y, const Strides& ys) {
-  const bool over_taps = xs.c == 1 && geo.in > 1;
-  const auto taps =
-      make_taps(geo.in, window(geo.kernel.h, geo.dilation.h, geo.before.h),
-                window(geo.kernel.w, geo.dilation.w, geo.before.w), xs, {}, ws.c, ws, over_taps);
-  const Grid grid{geo.images, geo.output.h, geo.output.w, geo.stride.h, geo.stride.w};
-  Im2col<T> image{x,    xs,          nullptr, {},        geo.input.h, geo.input.w,
-                  grid, taps.data(), xs.c,    over_taps, true};
-  const bool point = geo.kernel.h * geo.kernel.w == 1 && geo.before.h == 0 && geo.before.w == 0;
-  Grid written{geo.images, geo.output.h, geo.output.w};
-  if (point) merge_rows(image);
-  correlate(geo.groups, geo.in, geo.out, image, taps, {w, ws.n, taps.data(), dense_weights(taps)},
-            geo.out * ws.n, {y, ys, written, epilogue, ys.c != 1 || geo.out == 1});
+void correlate_in_slabs(int64_t groups, const GroupStep& step, const Im2col<T>& x, int64_t depth,
+                        const std::vector<Place>& rows, const std::vector<Place>& cols,
+                        const TapWeights<T>& weights, ImageWriter<T> out) {
+  PackedWeights<T> packed(groups, step.outputs, depth);
+  parallel_for(0, groups * packed.panels, 1 + 16384 / (kRows * depth), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      TapWeights<T> weight = weights;
+      weight.data += i / packed.panels * step.weights;
+      packed.pack(weight, i / packed.panels, i % packed.panels);
+    }
+  });
+  // As many output rows at a time as make a slab of half a megabyte, but some tasks for each thread.
+  const int64_t row = step.planes * x.grid.step_h * x.grid.step_w * x.grid.width;
+  const int64_t fitting = std::max<int64_t>(131072 / row - static_cast<int64_t>(rows.size()), 4);
+  const int64_t fair = x.grid.height * x.grid.images * groups / (4 * torch::stable::get_num_threads());
+  const int64_t out_rows = std::clamp<int64_t>(std::min(fitting, fair), 1, x.grid.height);
+  const int64_t blocks = (x.grid.height + out_rows - 1) / out_rows;
+  const Slab<T> slab(x, step.planes, rows, cols, out_rows);
+  out.channels_first = true;
+  parallel_for(0, x.grid.images * groups * blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t a = task % blocks * out_rows, group = task / blocks % groups, n = task / blocks / groups;
+      ImageWriter<T> writer = writer_of_group(out, group, step);
+      writer.image += n * out.strides.n + a * out.grid.step_h * out.strides.h;
+      correlate_padded(slab, packed, group, n, group * step.planes, a, std::min(out_rows, x.grid.height - a),
+                       depth, writer);
+    }
+  });
+}
+
+// One direction, and one phase of the stride: `out` = `x` under a window, with weights at the given strides.
+template <typename T>
+void correlate(int64_t groups, const GroupStep& step, Im2col<T> x, const std::vector<Place>& rows,
+               const std::vector<Place>& cols, const T* w, int64_t w_output, int64_t w_plane, const Strides& ws,
+               const ImageWriter<T>& out) {
+  if (x.grid.count() == 0 || step.outputs == 0) return;
+  const bool slabs = rows.size() * cols.size() > 1 && x.grid.height * x.grid.width >= 32;
+  x.runs_over_taps = !slabs && runs_over_taps(x.strides, step.planes);
+  auto taps = make_taps(step.planes, rows, cols, x.strides, x.mask_strides, w_plane, ws, x.runs_over_taps);
+  const TapWeights<T> weights{w, w_output, taps.data(), dense_weights(taps)};
+  const auto depth = static_cast<int64_t>(taps.size());
+  if (slabs && depth > 0) return correlate_in_slabs(groups, step, x, depth, rows, cols, weights, out);
+  if (rows.size() == 1 && cols.size() == 1 && rows[0].shift == 0 && cols[0].shift == 0) merge_rows(x);
+  x.limit(taps);
+  x.taps = taps.data();
+  correlate_packed(groups, step, x, depth, weights, out);
 }
 
 template <typename T>
-void corr2d_input_grad(const Geometry& geo, const T* g, const Strides& gs, const Plane<T>& y,
-                       const T* w, const Strides& ws, T* dx, const Strides& xs) {
-  const bool over_taps = gs.c == 1 && geo.out > 1;
+void corr2d(const Geometry& geo, const T* x, const Strides& xs, const T* w, const Strides& ws,
+            const Epilogue<T>& epilogue, T* y, const Strides& ys) {
+  const Grid read{geo.images, geo.output.h, geo.output.w, geo.stride.h, geo.stride.w};
+  const Grid written{geo.images, geo.output.h, geo.output.w};
+  const Im2col<T> image{x, xs, nullptr, {}, geo.input.h, geo.input.w, read, nullptr, xs.c, false, true};
+  correlate<T>(geo.groups, {geo.in, geo.out * ws.n, geo.out}, image,
+               window(geo.kernel.h, geo.dilation.h, geo.before.h),
+               window(geo.kernel.w, geo.dilation.w, geo.before.w), w, ws.n, ws.c, ws,
+               {y, ys, written, epilogue, channels_first<T>(ys, geo.out), geo.output.w});
+}
+
+template <typename T>
+void corr2d_input_grad(const Geometry& geo, const T* g, const Strides& gs, const Plane<T>& y, const T* w,
+                       const Strides& ws, T* dx, const Strides& xs) {
   for (int64_t ph = 0; ph < std::min(geo.stride.h, geo.input.h); ++ph) {
     for (int64_t pw = 0; pw < std::min(geo.stride.w, geo.input.w); ++pw) {
-      const auto taps = make_taps(
-          geo.out, window_of_phase(ph, geo.kernel.h, geo.stride.h, geo.dilation.h, geo.before.h),
-          window_of_phase(pw, geo.kernel.w, geo.stride.w, geo.dilation.w, geo.before.w), gs,
-          y.strides, ws.n, ws, over_taps);
-      Grid grid{geo.images, (geo.input.h - ph + geo.stride.h - 1) / geo.stride.h,
-                (geo.input.w - pw + geo.stride.w - 1) / geo.stride.w};
-      Im2col<T> image{g,    gs,          y.data, y.strides, geo.output.h, geo.output.w,
-                      grid, taps.data(), gs.c,   over_taps, true};
-      const bool point = geo.kernel.h * geo.kernel.w == 1 && geo.before.h == 0 && geo.before.w == 0;
-      if (point) merge_rows(image);
-      grid.step_h = geo.stride.h;
-      grid.step_w = geo.stride.w;
-      correlate(geo.groups, geo.out, geo.in, image, taps,
-                {w, ws.c, taps.data(), dense_weights(taps)}, geo.out * ws.n,
-                {dx + ph * xs.h + pw * xs.w, xs, grid, {}, xs.c != 1 || geo.in == 1});
+      const Grid read{geo.images, (geo.input.h - ph + geo.stride.h - 1) / geo.stride.h,
+                      (geo.input.w - pw + geo.stride.w - 1) / geo.stride.w};
+      Grid written = read;
+      written.step_h = geo.stride.h;
+      written.step_w = geo.stride.w;
+      const Im2col<T> image{g,    gs,      y.data, y.strides, geo.output.h, geo.output.w,
+                            read, nullptr, gs.c,   false,     true};
+      correlate<T>(geo.groups, {geo.out, geo.out * ws.n, geo.in}, image,
+                   window_of_phase(ph, geo.kernel.h, geo.stride.h, geo.dilation.h, geo.before.h),
+                   window_of_phase(pw, geo.kernel.w, geo.stride.w, geo.dilation.w, geo.before.w), w, ws.c, ws.n,
+                   ws, {dx + ph * xs.h + pw * xs.w, xs, written, {}, channels_first<T>(xs, geo.in), read.width});
     }
   }
 }
@@ -195,12 +250,12 @@ template <typename T>
 void corr2d_weight_grad(const Geometry& geo, const T* g, const Strides& gs, const Plane<T>& y,
                         const T* x, const Strides& xs, T* dw) {
   using A = Accumulator<T>;
-  const bool over_in = xs.c == 1 && geo.in > 1, over_out = gs.c == 1 && geo.out > 1;
+  const bool over_in = runs_over_taps(xs, geo.in), over_out = runs_over_taps(gs, geo.out);
   const Strides ws{0, geo.kernel.h * geo.kernel.w, geo.kernel.w, 1};
-  const auto taps =
+  auto taps =
       make_taps(geo.in, window(geo.kernel.h, geo.dilation.h, geo.before.h),
                 window(geo.kernel.w, geo.dilation.w, geo.before.w), xs, {}, ws.c, ws, over_in);
-  const auto planes = make_taps(geo.out, {{0, 0}}, {{0, 0}}, gs, y.strides, 0, {}, over_out);
+  auto planes = make_taps(geo.out, {{0, 0}}, {{0, 0}}, gs, y.strides, 0, {}, over_out);
   const Grid grid{geo.images, geo.output.h, geo.output.w};
   Grid strided = grid;
   strided.step_h = geo.stride.h;
@@ -210,6 +265,9 @@ void corr2d_weight_grad(const Geometry& geo, const T* g, const Strides& gs, cons
       gs.c, over_out, false};
   const Im2col<T> cols{x,       xs,          nullptr, {},      geo.input.h, geo.input.w,
                        strided, taps.data(), xs.c,    over_in, false};
+
+  rows.limit(planes);
+  cols.limit(taps);
 
   const int64_t m = geo.out, n = static_cast<int64_t>(taps.size()), pixels = grid.count();
   if (m == 0 || n == 0) return;

@@ -126,15 +126,22 @@ struct Epilogue {
   }
 };
 
-// Micro-kernel: c (Rows x Vectors, row by row, kCols apart) = or += the product of two packed
-// panels.
-template <typename A, int Rows, int Vectors>
-void micro_kernel(int depth, const A* a, const A* b, A* c, bool add) {
+// Where the micro-kernel finds the columns for each k: in a packed panel, or in place (padded.h).
+template <typename A>
+struct PackedColumns {
+  const A* panel;
+  const A* at(int k) const { return panel + k * kCols<A>; }
+};
+
+// Micro-kernel: c (Rows x Vectors, row by row, kCols apart) = or += the product of a panel and columns.
+template <typename A, typename Columns, int Rows, int Vectors>
+void micro_kernel(int depth, const A* a, Columns b, A* c, bool add) {
   Vec<A> sum[Rows][Vectors] = {};
-  for (int k = 0; k < depth; ++k, a += kRows, b += kCols<A>) {
+  for (int k = 0; k < depth; ++k, a += kRows) {
+    const A* from = b.at(k);
     Vec<A> columns[Vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) columns[v] = load<A>(b + v * kLanes<A>);
+    for (int v = 0; v < Vectors; ++v) columns[v] = load<A>(from + v * kLanes<A>);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const Vec<A> row = broadcast(a[r]);
@@ -152,20 +159,22 @@ void micro_kernel(int depth, const A* a, const A* b, A* c, bool add) {
   }
 }
 
-// The kernel for a piece of C at the edge: no work on rows that are not there, nor on whole
-// vectors.
-template <typename A>
-using MicroKernel = void (*)(int, const A*, const A*, A*, bool);
+// The kernel for a piece of C at the edge: no work on rows that are not there, nor on whole vectors.
+template <typename A, typename Columns>
+using MicroKernel = void (*)(int, const A*, Columns, A*, bool);
 
-template <typename A, int... I>
-constexpr MicroKernel<A> micro_kernel_for(int rows, int vectors, std::integer_sequence<int, I...>) {
-  constexpr MicroKernel<A> kernels[] = {micro_kernel<A, I / kVectors + 1, I % kVectors + 1>...};
+template <typename A, typename Columns, int... I>
+constexpr MicroKernel<A, Columns> micro_kernel_for(int rows, int vectors,
+                                                   std::integer_sequence<int, I...>) {
+  constexpr MicroKernel<A, Columns> kernels[] = {
+      micro_kernel<A, Columns, I / kVectors + 1, I % kVectors + 1>...};
   return kernels[(rows - 1) * kVectors + vectors - 1];
 }
-template <typename A>
-MicroKernel<A> micro_kernel_for(int rows, int cols) {
+template <typename A, typename Columns>
+MicroKernel<A, Columns> micro_kernel_for(int rows, int cols) {
   const int vectors = (cols + kLanes<A> - 1) / kLanes<A>;
-  return micro_kernel_for<A>(rows, vectors, std::make_integer_sequence<int, kRows * kVectors>{});
+  return micro_kernel_for<A, Columns>(rows, vectors,
+                                      std::make_integer_sequence<int, kRows * kVectors>{});
 }
 
 // Packs rows first ... first + count - 1 of a reader's matrix, k's from `k` on, into
@@ -273,7 +282,7 @@ void gemm_tile(const Tiling& tiling, int64_t tile, int64_t begin, int64_t end, c
       pack<kCols<A>>(b, j, cols, k, block, b_panel);
       for (int64_t i = i0; i < i1; i += kRows) {
         const int rows = static_cast<int>(std::min<int64_t>(kRows, i1 - i));
-        micro_kernel_for<A>(rows, cols)(block, a_panels + (i - i0) * kDepth, b_panel, c,
+        micro_kernel_for<A, PackedColumns<A>>(rows, cols)(block, a_panels + (i - i0) * kDepth, {b_panel}, c,
                                         k != begin);
         if (last) store(i, j, rows, cols, c);
         if (!one_block) c += kRows * kCols<A>;

@@ -11,15 +11,18 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "cpu/gemm.h"
 
 namespace d2lops {
 
-// Where a tap is read, relative to a pixel, and where its weight lies. Offsets count elements.
+// Where a tap is read, relative to a pixel, and where its weight lies. Offsets count elements. In columns
+// begin ... end - 1 of the grid it lies inside the image (if its row does).
 struct Tap {
   int64_t image, mask, weight;
   int64_t dh, dw;
+  int64_t begin = 0, end = 0;
 };
 
 // The places of a window: `height` x `width` in each image, `step` input rows and columns apart.
@@ -68,7 +71,7 @@ struct Im2col {
   // Pixels in one row of the grid, or taps at one place of the window.
   struct Run {
     int at, length;
-    int64_t image, mask, h, w;
+    int64_t image, mask, h, w;  // offsets, and the first place; for pixels, w is a column of the grid
   };
   struct Start {
     int runs;
@@ -76,6 +79,15 @@ struct Im2col {
   };
 
   bool along_depth() const { return runs_over_taps == taps_are_depth; }
+
+  // Tells taps where they are inside the image, once grid and image are settled.
+  void limit(std::vector<Tap>& all) const {
+    const int64_t step = grid.step_w;
+    for (Tap& tap : all) {
+      tap.begin = std::min(std::max<int64_t>(-tap.dw + step - 1, 0) / step, grid.width);
+      tap.end = std::clamp((std::max<int64_t>(width - tap.dw, 0) + step - 1) / step, tap.begin, grid.width);
+    }
+  }
 
   Start start(int64_t first, int count) const {
     Start s;
@@ -99,7 +111,7 @@ struct Im2col {
                            n * strides.n + h * strides.h + w * strides.w,
                            n * mask_strides.n + h * mask_strides.h + w * mask_strides.w,
                            h,
-                           w};
+                           b};
       });
     }
     return s;
@@ -129,25 +141,20 @@ struct Im2col {
   }
 
   void row_of_pixels(const Start& s, const Tap& tap, A* out) const {
-    const int64_t step = grid.step_w, stride = step * strides.w,
-                  mask_stride = step * mask_strides.w;
+    const int64_t stride = grid.step_w * strides.w, mask_stride = grid.step_w * mask_strides.w;
     for (int i = 0; i < s.runs; ++i) {
       const Run& run = s.run[i];
       A* to = out + run.at;
-      const int64_t h = run.h + tap.dh, w = run.w + tap.dw;
-      int low = 0, high = run.length;  // pixels low ... high - 1 of the run lie inside the image
-      if (uint64_t(h) >= uint64_t(height)) high = 0;
-      if (w < 0) low = static_cast<int>(std::min<int64_t>((-w + step - 1) / step, high));
-      if (w + (high - 1) * step >= width) {
-        high = static_cast<int>(std::max<int64_t>((width - w + step - 1) / step, low));
+      int low = 0, high = 0;  // pixels low ... high - 1 of the run lie inside the image
+      if (uint64_t(run.h + tap.dh) < uint64_t(height)) {
+        low = static_cast<int>(std::clamp<int64_t>(tap.begin - run.w, 0, run.length));
+        high = static_cast<int>(std::clamp<int64_t>(tap.end - run.w, low, run.length));
       }
-      if (low > 0 || high < run.length) {
+      if (high - low < run.length) {
         for (int x = 0; x < run.length; x += kLanes<A>) store(to + x, Vec<A>{});
       }
-      if (low < high) {
-        read(run.image + tap.image + low * stride, run.mask + tap.mask + low * mask_stride, stride,
-             mask_stride, high - low, to + low);
-      }
+      read(run.image + tap.image + low * stride, run.mask + tap.mask + low * mask_stride, stride, mask_stride,
+           high - low, to + low);
     }
   }
 
@@ -190,14 +197,16 @@ struct ImageWriter {
   Grid grid;
   Epilogue<T> epilogue;
   bool channels_first;  // whether rows of a piece are channels
+  int64_t columns;      // of the grid that exist in the image
 
   void operator()(int64_t i, int64_t j, int rows, int cols, A* c) const {
     if (channels_first) {
       for (int r = 0; r < rows; ++r) epilogue.per_row(i + r, c + r * kCols<A>, cols);
       for_each_run(grid, j, cols, [&](int at, int length, int64_t n, int64_t a, int64_t b) {
+        const int count = static_cast<int>(std::min<int64_t>(length, columns - b));
         T* to = image + place(n, a, b) + i * strides.c;
         for (int r = 0; r < rows; ++r, to += strides.c) {
-          write_row(c + r * kCols<A> + at, length, to, grid.step_w * strides.w);
+          write_row(c + r * kCols<A> + at, count, to, grid.step_w * strides.w);
         }
       });
     } else {

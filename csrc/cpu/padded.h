@@ -1,0 +1,182 @@
+// Cross-correlation without packing its image: the blocked product of gemm.h, whose B is read in place.
+//
+// A task owns some output rows of one image and group. It copies the input rows that they need, padded with
+// zeros, into a slab: per channel one plane for each phase of the stride, in which the inputs of neighbouring
+// outputs are neighbours. Then, with position = a * (width of the slab) + b for output (a, b),
+//
+//   B[position, tap] = slab[position + offset(tap)]
+//
+// is 48 consecutive numbers for 48 consecutive positions, across the ends of rows: no bounds to check, nothing
+// to pack, and an element of the image is copied once instead of once per place of the window. Positions beyond
+// the output's width, a few at the end of each row, are computed and not written.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "cpu/gemm.h"
+#include "cpu/im2col.h"
+
+namespace d2lops {
+
+template <typename A>
+struct ShiftedColumns {
+  const A* slab;
+  const int64_t* offset;
+  const A* at(int k) const { return slab + offset[k]; }
+};
+
+// A place of the window along one axis: which row or column of the kernel it is, and where it reads.
+struct Place {
+  int64_t index, shift;
+};
+
+template <typename T>
+class Slab {
+ public:
+  using A = Accumulator<T>;
+
+  // For `planes` planes of an image under the window rows x cols, `out_rows` rows of outputs at a time.
+  Slab(const Im2col<T>& x, int64_t planes, const std::vector<Place>& rows, const std::vector<Place>& cols,
+       int64_t out_rows)
+      : x_(x), planes_(planes), phases_h_(x.grid.step_h), phases_w_(x.grid.step_w) {
+    const auto [row_least, row_most] = shifts(rows);
+    const auto [col_least, col_most] = shifts(cols);
+    first_row_ = row_least;
+    first_col_ = col_least;
+    height_ = out_rows + (row_most - row_least) / phases_h_;
+    width_ = x.grid.width + (col_most - col_least) / phases_w_;
+    for (int64_t p = 0; p < planes; ++p) {
+      for (const Place& r : rows) {
+        for (const Place& s : cols) {
+          const int64_t h = r.shift - first_row_, w = s.shift - first_col_;
+          const int64_t plane = (p * phases_h_ + h % phases_h_) * phases_w_ + w % phases_w_;
+          offsets_.push_back((plane * height_ + h / phases_h_) * width_ + w / phases_w_);
+        }
+      }
+    }
+  }
+
+  int64_t width() const { return width_; }
+  const int64_t* offsets() const { return offsets_.data(); }
+  // With room for a panel of columns at the last position, and for read_row's last vector.
+  int64_t size() const { return planes_ * phases_h_ * phases_w_ * height_ * width_ + kCols<A> + kLanes<A>; }
+
+  // Input for the outputs of image n from row a on. `plane` is the first of the planes.
+  void fill(int64_t n, int64_t plane, int64_t a, A* to) const {
+    for (int64_t p = plane; p < plane + planes_; ++p) {
+      for (int64_t phase = 0; phase < phases_h_ * phases_w_; ++phase) {
+        for (int64_t i = 0; i < height_; ++i, to += width_) {
+          const int64_t h = (a + i) * phases_h_ + phase / phases_w_ + first_row_;
+          fill_row(n, p, h, phase % phases_w_ + first_col_, to);
+        }
+      }
+    }
+    std::fill_n(to, kCols<A> + kLanes<A>, A{0});
+  }
+
+ private:
+  static std::pair<int64_t, int64_t> shifts(const std::vector<Place>& places) {
+    const auto [least, most] =
+        std::minmax_element(places.begin(), places.end(),
+                            [](const Place& a, const Place& b) { return a.shift < b.shift; });
+    return {least->shift, most->shift};
+  }
+
+  // Row h of the image from column w on, every phases_w_-th, zeros outside.
+  void fill_row(int64_t n, int64_t p, int64_t h, int64_t w, A* to) const {
+    int64_t low = 0, high = 0;
+    if (h >= 0 && h < x_.height) {
+      const auto first_not_below = [&](int64_t column) {
+        return std::clamp<int64_t>((column - w + phases_w_ - 1) / phases_w_, 0, width_);
+      };
+      low = w < 0 ? first_not_below(0) : 0;
+      high = w < x_.width ? std::max(first_not_below(x_.width), low) : low;
+    }
+    std::fill_n(to, low, A{0});
+    if (low < high) {
+      const int count = static_cast<int>(high - low);
+      w += low * phases_w_;
+      read_row(x_.image + n * x_.strides.n + p * x_.strides.c + h * x_.strides.h + w * x_.strides.w,
+               phases_w_ * x_.strides.w, count, to + low);
+      if (x_.mask) {
+        const Strides& y = x_.mask_strides;
+        mask_row(x_.mask + n * y.n + p * y.c + h * y.h + w * y.w, phases_w_ * y.w, count, to + low);
+      }
+    }
+    std::fill_n(to + high, width_ - high, A{0});
+  }
+
+  const Im2col<T>& x_;
+  int64_t planes_, phases_h_, phases_w_, first_row_, first_col_, height_, width_;
+  std::vector<int64_t> offsets_;
+};
+
+// The weights of all groups as the panels that the micro-kernel reads: per group and block of k's, the panels
+// of kRows outputs each.
+template <typename T>
+class PackedWeights {
+ public:
+  using A = Accumulator<T>;
+
+  PackedWeights(int64_t groups, int64_t outputs, int64_t depth)
+      : panels((outputs + kRows - 1) / kRows), outputs_(outputs), depth_(depth),
+        data_(new A[groups * panels * blocks() * kPanel]) {}
+
+  // Packs panel `i` of group `group`, whose weights the reader has.
+  void pack(const TapWeights<T>& reader, int64_t group, int64_t i) {
+    for (int64_t k = 0; k < depth_; k += kDepth) {
+      d2lops::pack<kRows>(reader, i * kRows, rows(i), k, depth(k), const_cast<A*>(panel(group, i, k)));
+    }
+  }
+  const A* panel(int64_t group, int64_t i, int64_t k) const {
+    return data_.get() + ((group * blocks() + k / kDepth) * panels + i) * kPanel;
+  }
+  int rows(int64_t i) const { return static_cast<int>(std::min<int64_t>(kRows, outputs_ - i * kRows)); }
+  int depth(int64_t k) const { return static_cast<int>(std::min<int64_t>(kDepth, depth_ - k)); }
+
+  const int64_t panels;
+
+ private:
+  static constexpr int64_t kPanel = kRows * kDepth;
+  int64_t blocks() const { return (depth_ + kDepth - 1) / kDepth; }
+
+  int64_t outputs_, depth_;
+  std::unique_ptr<A[]> data_;
+};
+
+// One task: outputs in rows a ... a + out_rows - 1 of image n and one group. `out` points at row a of that image
+// and group.
+template <typename T>
+void correlate_padded(const Slab<T>& slab, const PackedWeights<T>& weights, int64_t group, int64_t n,
+                      int64_t plane, int64_t a, int64_t out_rows, int64_t depth, ImageWriter<T> out) {
+  using A = Accumulator<T>;
+  constexpr int64_t piece = kRows * kCols<A>;
+  // Columns at a time: as many as keep their sums in the second-level cache.
+  const int64_t tile = std::clamp<int64_t>(98304 / (weights.panels * piece), 1, 16) * kCols<A>;
+  const bool one_block = depth <= kDepth;
+  A* const image = scratch<A>(slab.size() + (one_block ? piece : weights.panels * piece * tile / kCols<A>));
+  A* const sums = image + slab.size();
+  slab.fill(n, plane, a, image);
+  out.grid = {1, out_rows, slab.width(), out.grid.step_h, out.grid.step_w};
+  const int64_t positions = (out_rows - 1) * slab.width() + out.columns;
+  for (int64_t j0 = 0; j0 < positions; j0 += tile) {
+    const int64_t j1 = std::min(j0 + tile, positions);
+    for (int64_t k = 0; k < depth; k += kDepth) {
+      A* c = sums;
+      for (int64_t j = j0; j < j1; j += kCols<A>) {
+        const int cols = static_cast<int>(std::min<int64_t>(kCols<A>, j1 - j));
+        for (int64_t i = 0; i < weights.panels; ++i) {
+          micro_kernel_for<A, ShiftedColumns<A>>(weights.rows(i), cols)(
+              weights.depth(k), weights.panel(group, i, k), {image + j, slab.offsets() + k}, c, k != 0);
+          if (k + kDepth >= depth) out(i * kRows, j, weights.rows(i), cols, c);
+          if (!one_block) c += piece;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace d2lops
