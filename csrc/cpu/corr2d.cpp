@@ -15,6 +15,7 @@
 // channels, where packing is.
 #include <numeric>
 
+#include "cpu/depthwise.h"
 #include "cpu/gemm.h"
 #include "cpu/im2col.h"
 #include "cpu/padded.h"
@@ -110,16 +111,21 @@ bool dense_weights(const std::vector<Tap>& taps) {
   return true;
 }
 
-// Rows of a grid that follow one another in every image that it visits are one long row: 1 x 1
-// convolutions.
+// Rows of a grid that follow one another in every image that it visits are one long row, and so are images:
+// windows of one place need no more.
 template <typename T>
 void merge_rows(Im2col<T>& x) {
-  const bool whole = x.grid.step_h == 1 && x.grid.step_w == 1 && x.grid.height == x.height &&
-                     x.grid.width == x.width && x.strides.h == x.width * x.strides.w &&
-                     (!x.mask || x.mask_strides.h == x.width * x.mask_strides.w);
-  if (!whole) return;
+  const auto follow = [&](int64_t Strides::*outer, int64_t inner) {
+    return x.strides.*outer == inner * x.strides.w && (!x.mask || x.mask_strides.*outer == inner * x.mask_strides.w);
+  };
+  if (x.grid.step_h != 1 || x.grid.step_w != 1 || x.grid.height != x.height || x.grid.width != x.width) return;
+  if (x.grid.count() == 0 || !follow(&Strides::h, x.width)) return;
   x.width *= x.height;
   x.height = 1;
+  if (follow(&Strides::n, x.width)) {
+    x.width *= x.grid.images;
+    x.grid.images = 1;
+  }
   x.grid.width = x.width;
   x.grid.height = 1;
 }
@@ -194,13 +200,49 @@ void correlate_in_slabs(int64_t groups, const GroupStep& step, const Im2col<T>& 
   });
 }
 
+// The same with one input and one output channel per group (depthwise.h).
+template <typename T>
+void correlate_depthwise(int64_t channels, const Im2col<T>& x, const std::vector<Tap>& taps,
+                         const TapWeights<T>& weights, int64_t weight_channel, const ImageWriter<T>& out) {
+  using A = Accumulator<T>;
+  const bool pixels = x.strides.c == 1;
+  const auto count = static_cast<int64_t>(taps.size());
+  std::vector<A> w(count * channels);
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t t = 0; t < count; ++t) {
+      w[pixels ? t * channels + c : c * count + t] = load1<A>(weights.data + c * weight_channel + taps[t].weight);
+    }
+  }
+  const int64_t rows = x.grid.images * x.grid.height, row_size = x.grid.width * count;
+  if (pixels) {
+    parallel_for(0, rows, 1 + 8192 / (row_size * channels + 1), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        depthwise_pixels(x, taps, channels, w.data(), out, row / x.grid.height, row % x.grid.height);
+      }
+    });
+  } else {
+    parallel_for(0, rows * channels, 1 + 8192 / (row_size + 1), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t a = i % x.grid.height, c = i / x.grid.height % channels, n = i / x.grid.height / channels;
+        depthwise_row(x, taps, c, w.data() + c * count, out, n, a);
+      }
+    });
+  }
+}
+
 // One direction, and one phase of the stride: `out` = `x` under a window, with weights at the given strides.
 template <typename T>
 void correlate(int64_t groups, const GroupStep& step, Im2col<T> x, const std::vector<Place>& rows,
                const std::vector<Place>& cols, const T* w, int64_t w_output, int64_t w_plane, const Strides& ws,
                const ImageWriter<T>& out) {
   if (x.grid.count() == 0 || step.outputs == 0) return;
-  const bool slabs = rows.size() * cols.size() > 1 && x.grid.height * x.grid.width >= 32;
+  if (step.planes == 1 && step.outputs == 1 && groups > 1) {
+    auto taps = make_taps(1, rows, cols, x.strides, x.mask_strides, w_plane, ws, false);
+    x.limit(taps);
+    return correlate_depthwise<T>(groups, x, taps, {w, 0, taps.data(), false}, step.weights, out);
+  }
+  const bool slabs = rows.size() * cols.size() > 1 &&
+                     x.grid.height * x.grid.width >= (step.outputs < 32 ? 32 : 256);
   x.runs_over_taps = !slabs && runs_over_taps(x.strides, step.planes);
   auto taps = make_taps(step.planes, rows, cols, x.strides, x.mask_strides, w_plane, ws, x.runs_over_taps);
   const TapWeights<T> weights{w, w_output, taps.data(), dense_weights(taps)};
@@ -244,6 +286,55 @@ void corr2d_input_grad(const Geometry& geo, const T* g, const Strides& gs, const
   }
 }
 
+// dw = the sum of `parts` partial results in order: their element (row, t) is at row * row_step + t * tap_step.
+template <typename T, typename A>
+void add_parts(std::vector<A>& partial, int64_t parts, int64_t rows, int64_t row_step, int64_t tap_step,
+               const std::vector<Tap>& taps, T* dw) {
+  const auto n = static_cast<int64_t>(taps.size()), part = rows * n;
+  parallel_for(0, part, 1 + 16384 / (parts + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t p = 1; p < parts; ++p) {
+      for (int64_t i = begin; i < end; ++i) partial[i] += partial[p * part + i];
+    }
+  });
+  parallel_for(0, rows, 1 + 16384 / n, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t t = 0; t < n; ++t) {
+        store1(dw + row * n + taps[t].weight, partial[row * row_step + t * tap_step]);
+      }
+    }
+  });
+}
+
+// The weight gradient with one input and one output channel per group. Partial results are those of a block of
+// rows, or of an image.
+template <typename T>
+void depthwise_weight_grad(int64_t channels, const Im2col<T>& g, const Im2col<T>& x, const std::vector<Tap>& taps,
+                           T* dw) {
+  using A = Accumulator<T>;
+  const auto count = static_cast<int64_t>(taps.size());
+  const int64_t height = g.grid.height, rows = g.grid.images * height;
+  if (x.strides.c == 1) {
+    const int64_t parts = std::clamp<int64_t>(rows, 1, 32), block = (rows + parts - 1) / parts;
+    std::vector<A> partial(parts * count * channels);
+    parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin * block; row < std::min(end * block, rows); ++row) {
+        depthwise_weight_pixels(g, x, taps, channels, row / height, row % height,
+                                partial.data() + row / block * count * channels);
+      }
+    });
+    add_parts(partial, parts, channels, 1, channels, taps, dw);
+  } else {
+    const int64_t parts = std::max<int64_t>(g.grid.images, 1);
+    std::vector<A> partial(parts * channels * count);
+    parallel_for(0, g.grid.images * channels, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        depthwise_weight_plane(g, x, taps, i % channels, i / channels, partial.data() + i * count);
+      }
+    });
+    add_parts(partial, parts, channels, count, 1, taps, dw);
+  }
+}
+
 // dw, contiguous. Each chunk of the pixels makes a partial result of its own; how many there are
 // depends on the sizes alone, so that their sum, taken in order, does not depend on the threads.
 template <typename T>
@@ -260,14 +351,18 @@ void corr2d_weight_grad(const Geometry& geo, const T* g, const Strides& gs, cons
   Grid strided = grid;
   strided.step_h = geo.stride.h;
   strided.step_w = geo.stride.w;
-  const Im2col<T> rows{
+  Im2col<T> rows{
       g,    gs,       y.data, y.strides, geo.output.h, geo.output.w, grid, planes.data(),
       gs.c, over_out, false};
   const Im2col<T> cols{x,       xs,          nullptr, {},      geo.input.h, geo.input.w,
                        strided, taps.data(), xs.c,    over_in, false};
 
-  rows.limit(planes);
   cols.limit(taps);
+  if (geo.in == 1 && geo.out == 1 && geo.groups > 1) {
+    return depthwise_weight_grad(geo.groups, rows, cols, taps, dw);
+  }
+  merge_rows(rows);
+  rows.limit(planes);
 
   const int64_t m = geo.out, n = static_cast<int64_t>(taps.size()), pixels = grid.count();
   if (m == 0 || n == 0) return;
@@ -291,18 +386,7 @@ void corr2d_weight_grad(const Geometry& geo, const T* g, const Strides& gs, cons
       gemm_tile<A>(tiling, tile, first, std::min(first + chunk, pixels), a, b, store);
     }
   });
-  const int64_t row_count = geo.groups * m;
-  parallel_for(0, row_count, std::max<int64_t>(1, 16384 / (n * chunks + 1)),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t row = begin; row < end; ++row) {
-                   A* sum = partial.data() + row * n;
-                   for (int64_t i = 1; i < chunks; ++i) {
-                     const A* next = sum + i * row_count * n;
-                     for (int64_t t = 0; t < n; ++t) sum[t] += next[t];
-                   }
-                   for (int64_t t = 0; t < n; ++t) store1(dw + row * n + taps[t].weight, sum[t]);
-                 }
-               });
+  add_parts(partial, chunks, geo.groups * m, n, 1, taps, dw);
 }
 
 // Sizes from the arguments of a raw operator, or an error.

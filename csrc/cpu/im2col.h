@@ -123,8 +123,12 @@ struct Im2col {
 
  private:
   void row_of_taps(const Start& s, int64_t pixel, A* out) const {
-    const int64_t b = pixel % grid.width, row = pixel / grid.width;
-    const int64_t h = row % grid.height * grid.step_h, w = b * grid.step_w, n = row / grid.height;
+    int64_t n = 0, a = 0, b = pixel;
+    if (grid.images * grid.height > 1) {
+      const int64_t row = pixel / grid.width;
+      n = row / grid.height, a = row % grid.height, b = pixel % grid.width;
+    }
+    const int64_t h = a * grid.step_h, w = b * grid.step_w;
     const int64_t place = n * strides.n + h * strides.h + w * strides.w;
     const int64_t mask_place = n * mask_strides.n + h * mask_strides.h + w * mask_strides.w;
     for (int i = 0; i < s.runs; ++i) {
@@ -179,10 +183,11 @@ struct TapWeights {
     int64_t first;
     int count;
   };
-  bool along_depth() const { return true; }
+  bool along_depth() const { return dense || i_stride != 1; }
   Start start(int64_t first, int count) const { return {first, count}; }
-  void row(const Start& s, int64_t i, A* out) const {
-    const T* from = data + i * i_stride;
+  void row(const Start& s, int64_t at, A* out) const {
+    if (!along_depth()) return read_row(data + s.first + taps[at].weight, 1, s.count, out);
+    const T* from = data + at * i_stride;
     if (dense) return read_row(from + s.first, 1, s.count, out);
     for (int t = 0; t < s.count; ++t) out[t] = load1<A>(from + taps[s.first + t].weight);
   }
@@ -202,6 +207,7 @@ struct ImageWriter {
   void operator()(int64_t i, int64_t j, int rows, int cols, A* c) const {
     if (channels_first) {
       for (int r = 0; r < rows; ++r) epilogue.per_row(i + r, c + r * kCols<A>, cols);
+      if (strides.c == 1 && rows == kRows) return write_channels(i, j, cols, c);
       for_each_run(grid, j, cols, [&](int at, int length, int64_t n, int64_t a, int64_t b) {
         const int count = static_cast<int>(std::min<int64_t>(length, columns - b));
         T* to = image + place(n, a, b) + i * strides.c;
@@ -220,6 +226,33 @@ struct ImageWriter {
   }
 
  private:
+  // kRows channels that lie side by side in the image: transposed, they are contiguous.
+  void write_channels(int64_t i, int64_t j, int cols, const A* c) const {
+    constexpr int rows = std::min(kRows, kLanes<A>);
+    alignas(kVectorBytes) A pixels[kCols<A> * kRows];
+    for (int r = 0; r < kRows; r += rows) {
+      for (int x = 0; x < cols; x += kLanes<A>) {
+        Vec<A> block[rows];
+        for (int y = 0; y < rows; ++y) block[y] = load<A>(c + (r + y) * kCols<A> + x);
+        transpose<rows, A>(block);
+        for (int y = 0; y < rows; ++y) {
+          store(pixels + x * kRows + y * (rows == kRows ? kLanes<A> : kRows) + r, block[y]);
+        }
+      }
+    }
+    for_each_run(grid, j, cols, [&](int at, int length, int64_t n, int64_t a, int64_t b) {
+      const int count = static_cast<int>(std::min<int64_t>(length, columns - b));
+      T* to = image + place(n, a, b) + i;
+      for (int x = at; x < at + count; ++x, to += grid.step_w * strides.w) {
+        if constexpr (std::is_same_v<T, A>) {
+          std::memcpy(to, pixels + x * kRows, kRows * sizeof(T));
+        } else {
+          write_row(pixels + x * kRows, kRows, to, 1);
+        }
+      }
+    });
+  }
+
   int64_t place(int64_t n, int64_t a, int64_t b) const {
     return n * strides.n + a * grid.step_h * strides.h + b * grid.step_w * strides.w;
   }

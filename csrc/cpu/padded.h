@@ -140,7 +140,8 @@ class PackedWeights {
   const int64_t panels;
 
  private:
-  static constexpr int64_t kPanel = kRows * kDepth;
+  // With room for the end of the last row's last vector.
+  static constexpr int64_t kPanel = kRows * kDepth + kLanes<A>;
   int64_t blocks() const { return (depth_ + kDepth - 1) / kDepth; }
 
   int64_t outputs_, depth_;
