@@ -1,8 +1,8 @@
 """Which kernels a tensor gets: one table, and the libraries behind it.
 
 Importing this module loads the best CPU library that the processor runs (``D2LOPS_CPU=generic``,
-``avx2`` or ``avx512`` forces one), which registers its kernels as ``torch.ops.d2lops``. If that fails,
-importing still works, and the first use of an operator raises the cause.
+``avx2`` or ``avx512`` forces one), which registers its kernels as ``torch.ops.d2lops``. If that
+fails, importing still works, and the first use of an operator raises the cause.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ try:
 except Exception as error:  # kept for the first use, which can say more than an import can
     load_error = error
 
-# The raw operators, filled by `shape_rule`; meta tensors take the shape rules through the same door.
+# The raw operators, filled by `shape_rule`; meta tensors enter by the same door.
 _cpp = SimpleNamespace()
 _TABLES = {
     "auto": {"cpu": _cpp, "meta": _cpp},
@@ -78,7 +78,7 @@ def shape_rule(name: str) -> Callable[[Callable], Callable]:
 
 
 def kernels(x: torch.Tensor) -> SimpleNamespace:
-    """The raw operators for tensors like `x`; raises where there are none (never a silent fallback)."""
+    """The raw operators for tensors like `x`; raises where there are none, never falls back."""
     found = _table.get(x.device.type)
     if found is None:
         raise _no_kernels(x.device.type)
@@ -90,17 +90,20 @@ def _no_kernels(device: str) -> Exception:
         from d2lops.info import summary
 
         error = ImportError(
-            f"d2lops could not load its kernels: {type(load_error).__name__}: {load_error}\n{summary()}"
+            "d2lops could not load its kernels: "
+            f"{type(load_error).__name__}: {load_error}\n{summary()}"
         )
         error.__cause__ = load_error
         return error
     if _backend == "triton":
         return NotImplementedError(
-            "d2lops has no Triton kernels in this version; use d2lops.backend('auto') or unset D2LOPS_BACKEND"
+            "d2lops has no Triton kernels in this version; use d2lops.backend('auto') or unset "
+            "D2LOPS_BACKEND"
         )
     return NotImplementedError(
-        f"d2lops has no kernels for tensors on device type '{device}' with backend '{_backend}'; allowed: "
-        f"{', '.join(sorted(_table))}. Move the tensor, or use the operator of torch.nn.functional."
+        f"d2lops has no kernels for tensors on device type '{device}' with backend '{_backend}'; "
+        f"allowed: {', '.join(sorted(_table))}. Move the tensor, or use the operator of "
+        "torch.nn.functional."
     )
 
 
@@ -117,8 +120,8 @@ def backend(name: str) -> Iterator[None]:
     """Use the kernels of one backend inside a ``with`` block, in every thread.
 
     Args:
-        name: ``"cpp"`` (C++ on the CPU, CUDA C++ on a GPU), ``"triton"``, or ``"auto"``, the fastest
-            for each device. ``D2LOPS_BACKEND`` sets what holds outside of any block.
+        name: ``"cpp"`` (C++ on the CPU, CUDA C++ on a GPU), ``"triton"``, or ``"auto"``, the
+            fastest for each device. ``D2LOPS_BACKEND`` sets what holds outside of any block.
 
     Raises:
         ValueError: for another name.
