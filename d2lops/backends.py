@@ -23,24 +23,25 @@ BACKENDS = ("auto", "cpp", "triton")
 _FOLDER = Path(__file__).parent / "lib"
 
 
-def _choose_cpu_library() -> tuple[str, str]:
-    """The name of the CPU library to load, and why that one."""
+def missing_features(library: str) -> list[str]:
+    """The instruction sets that a CPU library needs and this processor does not have."""
     from d2lops import _C
 
     features = _C.cpu_features()
+    return [feature for feature in CPU_LIBRARIES[library] if not features.get(feature)]
 
-    def missing(name: str) -> list[str]:
-        return [feature for feature in CPU_LIBRARIES[name] if not features.get(feature)]
 
+def _choose_cpu_library() -> tuple[str, str]:
+    """The name of the CPU library to load, and why that one."""
     forced = os.environ.get("D2LOPS_CPU")
     if forced:
         if forced not in CPU_LIBRARIES:
             raise ValueError(f"D2LOPS_CPU={forced!r}: allowed are {', '.join(CPU_LIBRARIES)}")
-        if missing(forced):
-            raise OSError(f"D2LOPS_CPU={forced}: this processor lacks {', '.join(missing(forced))}")
+        if missing := missing_features(forced):
+            raise OSError(f"D2LOPS_CPU={forced}: this processor lacks {', '.join(missing)}")
         return forced, f"D2LOPS_CPU={forced}"
     for name in CPU_LIBRARIES:
-        if (_FOLDER / f"cpu_{name}.so").exists() and not missing(name):
+        if (_FOLDER / f"cpu_{name}.so").exists() and not missing_features(name):
             return name, "the best one built that this processor runs"
     raise OSError(f"no CPU library under {_FOLDER}: was d2lops installed with its kernels?")
 
