@@ -46,9 +46,18 @@ def _choose_cpu_library() -> tuple[str, str]:
     raise OSError(f"no CPU library under {_FOLDER}: was d2lops installed with its kernels?")
 
 
+def _choose_backend() -> str:
+    name = os.environ.get("D2LOPS_BACKEND") or "auto"
+    if name not in BACKENDS:
+        raise ValueError(f"D2LOPS_BACKEND={name!r}: allowed are {', '.join(BACKENDS)}")
+    return name
+
+
 cpu_library: tuple[str, str] | None = None  # name and reason, once loaded
 load_error: Exception | None = None
+_backend = "auto"
 try:
+    _backend = _choose_backend()
     _name, _reason = _choose_cpu_library()
     torch.ops.load_library(str(_FOLDER / f"cpu_{_name}.so"))
     cpu_library = (_name, _reason)
@@ -62,7 +71,6 @@ _TABLES = {
     "cpp": {"cpu": _cpp, "meta": _cpp},
     "triton": {},
 }
-_backend = "auto"
 _table: dict[str, SimpleNamespace] = {}
 
 
@@ -142,4 +150,4 @@ def backend(name: str) -> Iterator[None]:
         _select(before)
 
 
-_select(os.environ.get("D2LOPS_BACKEND", "auto"))
+_select(_backend)
