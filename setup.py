@@ -14,6 +14,7 @@ can run; its GPUs, if there are any, decide which CUDA architectures are built.
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -102,7 +103,8 @@ def cuda_arch_flags() -> list[str]:
 
 
 def version_line(tool: str) -> str:
-    lines = subprocess.run([tool, "--version"], check=True, capture_output=True, text=True).stdout
+    command = [*shlex.split(tool), "--version"]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return lines.strip().splitlines()[-1 if "nvcc" in tool else 0]
 
 
