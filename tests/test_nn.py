@@ -384,6 +384,29 @@ class TestModule:
         ours.load_state_dict(theirs.state_dict())
         assert_close(ours(x), theirs(x))
 
+    def test_compiled_in_one_graph(self) -> None:
+        """Every layer at once: none breaks the graph, forward or backward."""
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(4, 6, 3, padding=(1, 0, 2, 1)),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.ConvReLU2d(6, 8, 2, padding="same", padding_mode="reflect"),
+            nn.AvgPool2d(3, 1, 1),
+            nn.AdaptiveMaxPool2d((3, 2)),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Dropout(0.1).eval(),
+            nn.Flatten(),
+            nn.LinearReLU(32, 16),
+            nn.Linear(16, 5),
+        )
+        compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+        gradients = [
+            torch.autograd.grad(module(IMAGE).square().sum(), net.parameters())
+            for module in (compiled, net)
+        ]
+        for our, their in zip(*gradients, strict=True):
+            assert_close(our, their)
+
     @pytest.mark.parametrize(
         "module",
         ("d2lops", "d2lops.backends", "d2lops.functional", "d2lops.info", "d2lops.nn"),
