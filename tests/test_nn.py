@@ -144,9 +144,9 @@ class TestEveryLayer:
             blank(x)
             assert type(blank) is type(layer).cls_to_become
         layer(x)
-        copy = copied(layer)
-        assert type(copy) is type(layer) and repr(copy) == repr(layer)
-        assert torch.equal(copy(x), layer(x))
+        twin = copied(layer)
+        assert type(twin) is type(layer) and repr(twin) == repr(layer)
+        assert torch.equal(twin(x), layer(x))
 
     @layers
     def test_a_torch_layer_becomes_ours_by_its_class_alone(

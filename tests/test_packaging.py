@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from d2lops import backends
-from tests.isolated import run_python
+from tests.isolated import ROOT, run_python
 
-ROOT = Path(__file__).parents[1]
 # Says what it is told to do, and does it without optimising: the tests of kernels are elsewhere.
 COMPILER = """#!/bin/sh
 echo "$@" >> {log}
