@@ -1,18 +1,20 @@
 """Builds the kernel libraries: the same sources once per target, with ninja.
 
 Environment:
-    D2LOPS_CUDA         auto (default): build the CUDA library where nvcc is found; 0: never; 1: insist
+    D2LOPS_CUDA         auto (default): the CUDA library where nvcc is found; 0: never; 1: insist
     D2LOPS_CUDA_ARCHS   compute capabilities, e.g. "8.0 9.0a" (or TORCH_CUDA_ARCH_LIST)
     CXX, CUDA_HOME      which compilers
     MAX_JOBS            how many of them at once (default: one per core)
 
-A target is one shared library that registers all of its kernels when it is loaded; `d2lops.backends`
-decides which one that is. Nothing here depends on what this machine's processor or GPU can run.
+A target is one shared library that registers all of its kernels when it is loaded;
+`d2lops.backends` decides which one that is. Nothing here depends on what this machine's processor
+can run; its GPUs, if there are any, decide which CUDA architectures are built.
 """
 
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,9 +28,10 @@ ROOT = Path(__file__).parent.resolve()
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY"]
 CXX_FLAGS = (
     "-std=c++17 -O3 -fPIC -fvisibility=hidden -fvisibility-inlines-hidden "
-    "-fno-math-errno -fno-trapping-math -Wall -Wextra -Wno-ignored-attributes -Wno-maybe-uninitialized -Wno-psabi"
-).split()
-NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden".split()
+    "-fno-math-errno -fno-trapping-math "
+    "-Wall -Wextra -Wno-ignored-attributes -Wno-maybe-uninitialized -Wno-psabi"
+)
+NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden"
 X86_TARGETS = {
     "cpu_avx2": "-mavx2 -mfma -mf16c -mbmi2",
     "cpu_avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mbmi2 "
@@ -51,7 +54,7 @@ def find_nvcc() -> str | None:
 
 
 def decide_cuda() -> tuple[str | None, str]:
-    """The nvcc to use, or None, and why. Whether a GPU is present plays no part: builders have none."""
+    """The nvcc to use, or None, and why. A GPU plays no part in it: builders have none."""
     choice = os.environ.get("D2LOPS_CUDA", "auto")
     if choice not in ("auto", "0", "1"):
         raise SystemExit(f"D2LOPS_CUDA={choice!r}: allowed are 'auto', '0' and '1'")
@@ -67,8 +70,8 @@ def decide_cuda() -> tuple[str | None, str]:
         return None, reason
     if choice == "1":
         raise SystemExit(
-            "D2LOPS_CUDA=1, but no nvcc was found. Install the CUDA toolkit (13.0 or later) and put its "
-            "bin/ on PATH or set CUDA_HOME; or set D2LOPS_CUDA=0 to build for the CPU alone."
+            "D2LOPS_CUDA=1, but no nvcc was found. Install the CUDA toolkit (13.0 or later), put "
+            "its bin/ on PATH or set CUDA_HOME; or set D2LOPS_CUDA=0 to build for the CPU alone."
         )
     return None, "D2LOPS_CUDA=auto, no nvcc on PATH or under CUDA_HOME"
 
@@ -100,7 +103,8 @@ def cuda_arch_flags() -> list[str]:
 
 
 def version_line(tool: str) -> str:
-    lines = subprocess.run([tool, "--version"], check=True, capture_output=True, text=True).stdout
+    command = [*shlex.split(tool), "--version"]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return lines.strip().splitlines()[-1 if "nvcc" in tool else 0]
 
 
@@ -121,7 +125,7 @@ def extensions(nvcc: str | None) -> list[Extension]:
 
 
 class BuildKernels(build_ext):
-    """Writes one build.ninja for all targets, so that they compile in parallel and incrementally."""
+    """Writes one build.ninja for all targets: they compile in parallel and incrementally."""
 
     def get_ext_filename(self, fullname: str) -> str:
         if fullname.endswith("_C"):
@@ -150,7 +154,7 @@ class BuildKernels(build_ext):
         return flags
 
     def write_build_record(self, path: Path, flags: dict[str, list[str]]) -> None:
-        """What `python -m d2lops.info` prints; rewritten only when it changed, to spare a rebuild."""
+        """What `python -m d2lops.info` prints; rewritten only if it changed, to spare a rebuild."""
         import torch
 
         record = {
@@ -173,8 +177,8 @@ class BuildKernels(build_ext):
         includes += [f"-isystem {path}" for path in include_paths()]
         search = " ".join(f"-L{path}" for path in library_paths())
         lines = [
-            f"cxx = {os.environ.get('CXX', 'c++')} {' '.join(CXX_FLAGS + includes)}",
-            f"nvcc = {NVCC} {' '.join(NVCC_FLAGS + includes)}",
+            f"cxx = {os.environ.get('CXX', 'c++')} {CXX_FLAGS} {' '.join(includes)}",
+            f"nvcc = {NVCC} {NVCC_FLAGS} {' '.join(includes)}",
             *("rule cxx", "  command = $cxx -MMD -MF $out.d $flags -c $in -o $out"),
             *("  depfile = $out.d", "  deps = gcc"),
             *("rule nvcc", "  command = $nvcc -MD -MF $out.d $flags -c $in -o $out"),

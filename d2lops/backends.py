@@ -1,8 +1,8 @@
 """Which kernels a tensor gets: one table, and the libraries behind it.
 
 Importing this module loads the best CPU library that the processor runs (``D2LOPS_CPU=generic``,
-``avx2`` or ``avx512`` forces one), which registers its kernels as ``torch.ops.d2lops``. If that fails,
-importing still works, and the first use of an operator raises the cause.
+``avx2`` or ``avx512`` forces one), which registers its kernels as ``torch.ops.d2lops``. If that
+fails, importing still works, and the first use of an operator raises the cause.
 """
 
 import contextlib
@@ -23,45 +23,54 @@ BACKENDS = ("auto", "cpp", "triton")
 _FOLDER = Path(__file__).parent / "lib"
 
 
-def _choose_cpu_library() -> tuple[str, str]:
-    """The name of the CPU library to load, and why that one."""
+def missing_features(library: str) -> list[str]:
+    """The instruction sets that a CPU library needs and this processor does not have."""
     from d2lops import _C
 
     features = _C.cpu_features()
+    return [feature for feature in CPU_LIBRARIES[library] if not features.get(feature)]
 
-    def missing(name: str) -> list[str]:
-        return [feature for feature in CPU_LIBRARIES[name] if not features.get(feature)]
 
+def _choose_cpu_library() -> tuple[str, str]:
+    """The name of the CPU library to load, and why that one."""
     forced = os.environ.get("D2LOPS_CPU")
     if forced:
         if forced not in CPU_LIBRARIES:
             raise ValueError(f"D2LOPS_CPU={forced!r}: allowed are {', '.join(CPU_LIBRARIES)}")
-        if missing(forced):
-            raise OSError(f"D2LOPS_CPU={forced}: this processor lacks {', '.join(missing(forced))}")
+        if missing := missing_features(forced):
+            raise OSError(f"D2LOPS_CPU={forced}: this processor lacks {', '.join(missing)}")
         return forced, f"D2LOPS_CPU={forced}"
     for name in CPU_LIBRARIES:
-        if (_FOLDER / f"cpu_{name}.so").exists() and not missing(name):
+        if (_FOLDER / f"cpu_{name}.so").exists() and not missing_features(name):
             return name, "the best one built that this processor runs"
     raise OSError(f"no CPU library under {_FOLDER}: was d2lops installed with its kernels?")
 
 
+def _choose_backend() -> str:
+    name = os.environ.get("D2LOPS_BACKEND") or "auto"
+    if name not in BACKENDS:
+        raise ValueError(f"D2LOPS_BACKEND={name!r}: allowed are {', '.join(BACKENDS)}")
+    return name
+
+
 cpu_library: tuple[str, str] | None = None  # name and reason, once loaded
 load_error: Exception | None = None
+_backend = "auto"
 try:
+    _backend = _choose_backend()
     _name, _reason = _choose_cpu_library()
     torch.ops.load_library(str(_FOLDER / f"cpu_{_name}.so"))
     cpu_library = (_name, _reason)
 except Exception as error:  # kept for the first use, which can say more than an import can
     load_error = error
 
-# The raw operators, filled by `shape_rule`; meta tensors take the shape rules through the same door.
+# The raw operators, filled by `shape_rule`; meta tensors enter by the same door.
 _cpp = SimpleNamespace()
 _TABLES = {
     "auto": {"cpu": _cpp, "meta": _cpp},
     "cpp": {"cpu": _cpp, "meta": _cpp},
     "triton": {},
 }
-_backend = "auto"
 _table: dict[str, SimpleNamespace] = {}
 
 
@@ -78,7 +87,7 @@ def shape_rule(name: str) -> Callable[[Callable], Callable]:
 
 
 def kernels(x: torch.Tensor) -> SimpleNamespace:
-    """The raw operators for tensors like `x`; raises where there are none (never a silent fallback)."""
+    """The raw operators for tensors like `x`; raises where there are none, never falls back."""
     found = _table.get(x.device.type)
     if found is None:
         raise _no_kernels(x.device.type)
@@ -90,17 +99,20 @@ def _no_kernels(device: str) -> Exception:
         from d2lops.info import summary
 
         error = ImportError(
-            f"d2lops could not load its kernels: {type(load_error).__name__}: {load_error}\n{summary()}"
+            "d2lops could not load its kernels: "
+            f"{type(load_error).__name__}: {load_error}\n{summary()}"
         )
         error.__cause__ = load_error
         return error
     if _backend == "triton":
         return NotImplementedError(
-            "d2lops has no Triton kernels in this version; use d2lops.backend('auto') or unset D2LOPS_BACKEND"
+            "d2lops has no Triton kernels in this version; use d2lops.backend('auto') or unset "
+            "D2LOPS_BACKEND"
         )
     return NotImplementedError(
-        f"d2lops has no kernels for tensors on device type '{device}' with backend '{_backend}'; allowed: "
-        f"{', '.join(sorted(_table))}. Move the tensor, or use the operator of torch.nn.functional."
+        f"d2lops has no kernels for tensors on device type '{device}' with backend '{_backend}'; "
+        f"allowed: {', '.join(sorted(_table))}. Move the tensor, or use the operator of "
+        "torch.nn.functional."
     )
 
 
@@ -117,8 +129,8 @@ def backend(name: str) -> Iterator[None]:
     """Use the kernels of one backend inside a ``with`` block, in every thread.
 
     Args:
-        name: ``"cpp"`` (C++ on the CPU, CUDA C++ on a GPU), ``"triton"``, or ``"auto"``, the fastest
-            for each device. ``D2LOPS_BACKEND`` sets what holds outside of any block.
+        name: ``"cpp"`` (C++ on the CPU, CUDA C++ on a GPU), ``"triton"``, or ``"auto"``, the
+            fastest for each device. ``D2LOPS_BACKEND`` sets what holds outside of any block.
 
     Raises:
         ValueError: for another name.
@@ -138,4 +150,4 @@ def backend(name: str) -> Iterator[None]:
         _select(before)
 
 
-_select(os.environ.get("D2LOPS_BACKEND", "auto"))
+_select(_backend)

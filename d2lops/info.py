@@ -10,9 +10,13 @@ SWITCHES = ("D2LOPS_BACKEND", "D2LOPS_CPU", "D2LOPS_CUDA", "D2LOPS_CUDA_ARCHS", 
 
 def summary() -> str:
     """The lines that ``python -m d2lops.info`` prints."""
-    from d2lops import backends
+    from d2lops import __version__, backends
 
-    rows = {"torch, running": torch.__version__, "python": platform.python_version()}
+    rows = {
+        "d2lops": __version__,
+        "torch, running": torch.__version__,
+        "python": platform.python_version(),
+    }
     try:
         from d2lops import _C
     except ImportError as error:

@@ -53,8 +53,8 @@ D2LOPS_HOST_DEVICE PhiloxWords<Word> philox(Word low, Word high, uint64_t seed) 
   return c;
 }
 
-// An element is kept when its word reaches this: ceil(p 2^32), which is 2^32 (never reached) for p
-// = 1.
+// An element is kept when its word reaches this: ceil(p 2^32), which is 2^32 (never reached) for a
+// p of more than 1 - 2^-32.
 D2LOPS_HOST_DEVICE uint64_t dropout_threshold(double p) {
   const double scaled = p * 4294967296.0;
   const uint64_t floor = static_cast<uint64_t>(scaled);

@@ -64,16 +64,15 @@ template <typename T>
 struct Dropout {
   using A = Accumulator<T>;
   uint64_t seed;
-  uint64_t threshold;  // at most 2^32 - 1: p = 1 never gets here
+  uint32_t threshold;
   A scale;
 
   // kBlock elements that lie side by side.
   void block(const T* x, T* y, const uint32_t (&words)[kBlock]) const {
     using Bits = std::conditional_t<sizeof(A) == 8, uint64_t, uint32_t>;
-    const auto least = static_cast<uint32_t>(threshold);
     for (int64_t i = 0; i < kBlock; i += kLanes<A>) {
       const auto word = load_bytes<Vec<uint32_t, kLanes<A>>>(words + i);
-      const auto keep = __builtin_convertvector(word, Vec<Bits>) >= Bits{least};
+      const auto keep = __builtin_convertvector(word, Vec<Bits>) >= Bits{threshold};
       const Vec<A> scaled = load<A>(x + i) * scale;
       store(y + i, keep ? scaled : Vec<A>{});
     }
@@ -161,11 +160,13 @@ Tensor dropout_cpu(const Tensor& x, const Tensor& seed, double p) {
   Tensor y = x.is_contiguous() ? empty(Sizes(x.sizes().begin(), x.sizes().end()), x.scalar_type())
                                : torch::stable::empty_like(x);
   if (x.numel() == 0) return y;
-  if (p == 1) return torch::stable::zero_(y);
+  const uint64_t threshold = dropout_threshold(p);
+  if (threshold >> 32) return torch::stable::zero_(y);  // no word reaches it
   dispatch_dtype("dropout", x, [&](auto zero) {
     using T = decltype(zero);
     const auto bits = static_cast<uint64_t>(*data<int64_t>(seed));
-    const Dropout<T> op{bits, dropout_threshold(p), static_cast<Accumulator<T>>(1 / (1 - p))};
+    const Dropout<T> op{bits, static_cast<uint32_t>(threshold),
+                        static_cast<Accumulator<T>>(1 / (1 - p))};
     dropout(data<T>(x), mutable_data<T>(y), collapse(x, y), op);
   });
   return y;

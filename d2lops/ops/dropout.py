@@ -21,17 +21,18 @@ def dropout(
     """Zero each element of the input with probability `p`, and scale the others by ``1 / (1 - p)``.
 
     Same as ``torch.nn.functional.dropout(input, p, training, inplace)``, but for which elements are
-    kept: element ``e`` (row-major, whatever the memory layout) is kept when a Philox4x32-10 word that
-    depends on nothing but ``(seed, e)`` is at least ``p``. So the mask takes no memory, and is the
-    same for any number of threads, on every device and with every backend. D2L 5.6.
+    kept: element ``e`` (row-major, whatever the memory layout) is kept when a Philox4x32-10 word
+    that depends on nothing but ``(seed, e)`` is at least ``p``. So the mask takes no memory, and is
+    the same for any number of threads, on every device and with every backend. D2L 5.6.
 
     Args:
         input: any shape and strides; float32, float64, bfloat16 or float16.
         p: probability of an element to be zeroed, in [0, 1].
         training: if false, the input is returned as it is.
         inplace: write the result into the input.
-        seed: 64 bits that fix the mask: an int, or an int64 tensor of one element on the input's device.
-            If absent, it is drawn from that device's generator, which ``torch.manual_seed`` sets.
+        seed: 64 bits that fix the mask: an int, or an int64 tensor of one element on the input's
+            device. If absent, it is drawn from that device's generator, which
+            ``torch.manual_seed`` sets.
 
     Returns:
         A tensor like the input. An infinity or NaN that is dropped becomes 0.
