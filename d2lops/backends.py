@@ -6,6 +6,7 @@ fails, importing still works, and the first use of an operator raises the cause.
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,11 +80,25 @@ def shape_rule(name: str) -> Callable[[Callable], Callable]:
 
     def register(rule: Callable) -> Callable:
         if load_error is None:
-            torch.library.register_fake(f"d2lops::{name}")(rule)
+            torch.library.register_fake(f"d2lops::{name}")(_on_one_device(rule))
             setattr(_cpp, name, getattr(torch.ops.d2lops, name).default)
         return rule
 
     return register
+
+
+def _on_one_device(rule: Callable) -> Callable:
+    """The dispatcher takes a tensor without data among the others as reason to ask the rule."""
+
+    @functools.wraps(rule)
+    def checked(*arguments: object, **named: object) -> object:
+        tensors = filter(torch.is_tensor, (*arguments, *named.values()))
+        devices = {str(tensor.device) for tensor in tensors}
+        if len(devices) > 1:
+            raise RuntimeError(f"tensors must be on one device, but are on {sorted(devices)}")
+        return rule(*arguments, **named)
+
+    return checked
 
 
 def kernels(x: torch.Tensor) -> SimpleNamespace:

@@ -427,6 +427,7 @@ Geometry geometry(const char* op, const Sizes& input, const Sizes& weight, const
       outputs(geo.input.h, geo.before.h, geo.after.h, geo.kernel.h, geo.stride.h, geo.dilation.h);
   geo.output.w =
       outputs(geo.input.w, geo.before.w, geo.after.w, geo.kernel.w, geo.stride.w, geo.dilation.w);
+  if (geo.in * geo.out == 0) geo.kernel = {0, 0};  // no weights, so no taps to list
   return geo;
 }
 
@@ -477,6 +478,7 @@ Tensor corr2d_input_grad_cpu(const Tensor& g, const std::optional<Tensor>& y, co
   const Geometry geo = geometry(op, input, sizes_of(weight), stride, padding, dilation, groups);
   check_sizes(op, "g", g, {geo.images, weight.size(0), geo.output.h, geo.output.w});
   Tensor dx = empty(input, g.scalar_type(), is_channels_last(g) || is_channels_last(weight));
+  if (dx.numel() == 0) return dx;
   dispatch_dtype(op, g, [&](auto zero) {
     using T = decltype(zero);
     corr2d_input_grad(geo, data<T>(g), strides_of(g), plane<T>(y), data<T>(weight),

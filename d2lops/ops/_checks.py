@@ -1,5 +1,6 @@
 """Argument checks that the operators share. Each raises the exception type that torch raises."""
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -67,13 +68,21 @@ def numbers(
 ) -> tuple[int, ...]:
     """`value` as a tuple of integers, whose length is one of `lengths`."""
     given = tuple(value) if isinstance(value, Sequence | torch.Size) else (value,)
-    for number in given:
-        if not isinstance(number, int | torch.SymInt) or isinstance(number, bool):
-            raise TypeError(f"{op}(): {name} must be int or tuple of ints, but got {value!r}")
+    try:
+        given = tuple([integer(number) for number in given])
+    except TypeError:
+        raise TypeError(f"{op}(): {name} must be int or tuple of ints, but got {value!r}") from None
     if len(given) not in lengths:
         allowed = " or ".join(map(str, lengths))
         raise RuntimeError(f"{op}(): {name} must have {allowed} numbers, but got {value!r}")
     return given
+
+
+def integer(value: object) -> int:
+    """`value` if it is an int, or the one that a NumPy integer or a tensor holds; never a bool."""
+    if isinstance(value, bool):
+        raise TypeError
+    return value if isinstance(value, int | torch.SymInt) else operator.index(value)
 
 
 def check_least(op: str, name: str, values: tuple[int, ...], least: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from d2lops.backends import kernels, shape_rule
-from d2lops.ops._checks import batched, check_like, check_tensor, padding4, pair
+from d2lops.ops._checks import batched, check_like, check_tensor, integer, padding4, pair
 from d2lops.ops._function import Function, wants_grad
 from d2lops.ops._layout import empty, is_channels_last
 from d2lops.ops.bias_grad import BiasGrad, masked
@@ -176,8 +176,10 @@ def _window(
         sides = _padding_by_name(op, padding, weight, stride, dilation)
     else:
         sides = padding4(op, "padding", padding)
-    if not isinstance(groups, int):
-        raise TypeError(f"{op}(): groups must be int, but got {groups!r}")
+    try:
+        groups = integer(groups)
+    except TypeError:
+        raise TypeError(f"{op}(): groups must be int, but got {groups!r}") from None
     if groups < 1 or weight.shape[0] % groups != 0 or weight.shape[0] == 0:
         raise RuntimeError(
             f"{op}(): groups must be positive and divide the output channels, weight.size(0) = "

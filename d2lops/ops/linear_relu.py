@@ -59,8 +59,8 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 def _linear(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     check_tensor(op, "input", input)
     check_like(op, "weight", weight, input)
-    if weight.dim() == 1 and bias is None:
-        return _linear(op, input, weight.unsqueeze(0), None, relu).squeeze(-1)
+    if weight.dim() == 1:
+        return _linear(op, input, weight.unsqueeze(0), bias, relu).squeeze(-1)
     if weight.dim() != 2 or input.dim() == 0 or input.shape[-1] != weight.shape[1]:
         raise RuntimeError(
             f"{op}(): expected input of size (*, K) and weight of size (N, K), but got "
@@ -73,7 +73,7 @@ def _linear(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: b
                 f"{op}(): bias must have one number or {weight.shape[0]}, but has size {list(bias.shape)}"
             )
         bias = bias.expand(weight.shape[0])
-    rows = input if input.dim() == 2 else input.reshape(-1, input.shape[-1])
+    rows = input if input.dim() == 2 else input.reshape(input.shape[:-1].numel(), input.shape[-1])
     if wants_grad(input, weight, bias):
         output = Linear.apply(rows, weight, bias, relu)
     else:
