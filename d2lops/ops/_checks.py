@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+LIMIT = 2**31  # windows and their steps stay below it
 _DTYPES = frozenset(DTYPES)
 
 
@@ -47,6 +48,8 @@ def batched(op: str, x: Tensor) -> Tensor:
 
 def pair(op: str, name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """`value` as (height, width), each at least `least`."""
+    if type(value) is int and least <= value < LIMIT:  # what most calls pass, without the detours
+        return value, value
     both = numbers(op, name, value, (1, 2))
     both = both * 2 if len(both) == 1 else both
     check_least(op, name, both, least)
@@ -55,6 +58,8 @@ def pair(op: str, name: str, value: int | Sequence[int], least: int) -> tuple[in
 
 def padding4(op: str, name: str, value: int | Sequence[int]) -> tuple[int, int, int, int]:
     """`value` as (top, bottom, left, right): one number, (height, width), or all four."""
+    if type(value) is int and 0 <= value < LIMIT:
+        return value, value, value, value
     given = numbers(op, name, value, (1, 2, 4))
     check_least(op, name, given, 0)
     if len(given) == 4:
@@ -87,7 +92,7 @@ def integer(value: object) -> int:
 
 def check_least(op: str, name: str, values: tuple[int, ...], least: int) -> None:
     for value in values:
-        if value < least or value >= 2**31:
+        if value < least or value >= LIMIT:
             raise RuntimeError(
                 f"{op}(): {name} must be at least {least} and below 2^31, but got {values}"
             )

@@ -202,18 +202,19 @@ def _padding_by_name(
 
 
 def _check_sizes(op: str, x: Tensor, weight: Tensor, window: Window) -> None:
-    if x.shape[1] != weight.shape[1] * window.groups:
+    _, channels, *size = x.shape
+    _, planes, *kernel = weight.shape
+    stride, padding, dilation, groups = window
+    if channels != planes * groups:
         raise RuntimeError(
-            f"{op}(): groups = {window.groups} and weight of size {list(weight.shape)} want input with "
-            f"{weight.shape[1] * window.groups} channels, but input has {x.shape[1]}"
+            f"{op}(): groups = {groups} and weight of size {list(weight.shape)} want input with "
+            f"{planes * groups} channels, but input has {channels}"
         )
-    output = output_size(
-        x.shape[2:], weight.shape[2:], window.stride, window.padding, window.dilation
-    )
-    if min(output) < 1 or 0 in weight.shape[2:]:
+    height, width = output_size(size, kernel, stride, padding, dilation)
+    if height < 1 or width < 1 or 0 in kernel:
         raise RuntimeError(
-            f"{op}(): kernel of size {list(weight.shape[2:])}, dilation {window.dilation}, must not be empty "
-            f"nor larger than the input of size {list(x.shape[2:])}, padded by {window.padding}"
+            f"{op}(): kernel of size {kernel}, dilation {dilation}, must not be empty "
+            f"nor larger than the input of size {size}, padded by {padding}"
         )
 
 

@@ -61,24 +61,31 @@ def _linear(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: b
     check_like(op, "weight", weight, input)
     if weight.dim() == 1:
         return _linear(op, input, weight.unsqueeze(0), bias, relu).squeeze(-1)
-    if weight.dim() != 2 or input.dim() == 0 or input.shape[-1] != weight.shape[1]:
+    size, weight_size = input.shape, weight.shape
+    if len(weight_size) != 2 or not size or size[-1] != weight_size[1]:
         raise RuntimeError(
             f"{op}(): expected input of size (*, K) and weight of size (N, K), but got "
-            f"{list(input.shape)} and {list(weight.shape)}"
+            f"{list(size)} and {list(weight_size)}"
         )
     if bias is not None:
-        check_like(op, "bias", bias, input)
-        if bias.dim() > 1 or bias.numel() not in (1, weight.shape[0]):
-            raise RuntimeError(
-                f"{op}(): bias must have one number or {weight.shape[0]}, but has size {list(bias.shape)}"
-            )
-        bias = bias.expand(weight.shape[0])
-    rows = input if input.dim() == 2 else input.reshape(input.shape[:-1].numel(), input.shape[-1])
+        bias = _check_bias(op, bias, input, weight_size[0])
+    rows = input if len(size) == 2 else input.reshape(size[:-1].numel(), size[-1])
     if wants_grad(input, weight, bias):
         output = Linear.apply(rows, weight, bias, relu)
     else:
         output = _forward(rows, weight, bias, relu)
-    return output if input.dim() == 2 else output.view(*input.shape[:-1], weight.shape[0])
+    return output if len(size) == 2 else output.view(*size[:-1], weight_size[0])
+
+
+def _check_bias(op: str, bias: Tensor, input: Tensor, outputs: int) -> Tensor:
+    check_like(op, "bias", bias, input)
+    if bias.shape == (outputs,):
+        return bias
+    if bias.dim() > 1 or bias.numel() != 1:
+        raise RuntimeError(
+            f"{op}(): bias must have one number or {outputs}, but has size {list(bias.shape)}"
+        )
+    return bias.expand(outputs)
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
