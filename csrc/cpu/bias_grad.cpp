@@ -45,9 +45,7 @@ A sum_plane(const Extent& extent, const Planes<T>& g, const Planes<T>& y, int64_
       for (int i = 0; i < count; i += kLanes<A>) lanes += load<A>(buffer + i);
     }
   }
-  A sum = 0;
-  for (int i = 0; i < kLanes<A>; ++i) sum += lanes[i];
-  return sum;
+  return horizontal_sum<A>(lanes);
 }
 
 // Pixels first ... first + count - 1, of all channels, added to sums.

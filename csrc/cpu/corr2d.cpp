@@ -19,6 +19,7 @@
 #include "cpu/gemm.h"
 #include "cpu/im2col.h"
 #include "cpu/padded.h"
+#include "cpu/padded_weight_grad.h"
 #include "cpu/tensor.h"
 
 namespace d2lops {
@@ -48,11 +49,12 @@ Plane<T> plane(const std::optional<Tensor>& y) {
   return y ? Plane<T>{data<T>(*y), strides_of(*y)} : Plane<T>{};
 }
 
-// Whether an image is read in runs of channels, or in runs of pixels even though its channels lie side by
-// side, because there are too few of them.
+// Whether an image is read in runs of channels, or in runs of pixels even though its channels lie
+// side by side, because there are too few of them.
 bool runs_over_taps(const Strides& image, int64_t planes) { return image.c == 1 && planes >= 8; }
 
-// Whether channels are the rows of the product or its columns, which should be the long side of a piece.
+// Whether channels are the rows of the product or its columns, which should be the long side of a
+// piece.
 template <typename T>
 bool channels_first(const Strides& image, int64_t planes) {
   return image.c != 1 || planes < kLanes<Accumulator<T>>;
@@ -111,14 +113,17 @@ bool dense_weights(const std::vector<Tap>& taps) {
   return true;
 }
 
-// Rows of a grid that follow one another in every image that it visits are one long row, and so are images:
-// windows of one place need no more.
+// Rows of a grid that follow one another in every image that it visits are one long row, and so are
+// images: windows of one place need no more.
 template <typename T>
 void merge_rows(Im2col<T>& x) {
-  const auto follow = [&](int64_t Strides::*outer, int64_t inner) {
-    return x.strides.*outer == inner * x.strides.w && (!x.mask || x.mask_strides.*outer == inner * x.mask_strides.w);
+  const auto follow = [&](int64_t Strides::* outer, int64_t inner) {
+    return x.strides.*outer == inner * x.strides.w &&
+           (!x.mask || x.mask_strides.*outer == inner * x.mask_strides.w);
   };
-  if (x.grid.step_h != 1 || x.grid.step_w != 1 || x.grid.height != x.height || x.grid.width != x.width) return;
+  if (x.grid.step_h != 1 || x.grid.step_w != 1 || x.grid.height != x.height ||
+      x.grid.width != x.width)
+    return;
   if (x.grid.count() == 0 || !follow(&Strides::h, x.width)) return;
   x.width *= x.height;
   x.height = 1;
@@ -142,13 +147,15 @@ ImageWriter<T> writer_of_group(ImageWriter<T> out, int64_t group, const GroupSte
   return out;
 }
 
-// out = taps x weights, for every group, by packing: windows of one place, and outputs too small for a slab.
+// out = taps x weights, for every group, by packing: windows of one place, and outputs too small
+// for a slab.
 template <typename T>
 void correlate_packed(int64_t groups, const GroupStep& step, const Im2col<T>& x, int64_t depth,
                       const TapWeights<T>& weights, const ImageWriter<T>& out) {
   using A = Accumulator<T>;
   const int64_t pixels = x.grid.count();
-  const int64_t m = out.channels_first ? step.outputs : pixels, n = out.channels_first ? pixels : step.outputs;
+  const int64_t m = out.channels_first ? step.outputs : pixels,
+                n = out.channels_first ? pixels : step.outputs;
   const Tiling tiling(m, n, groups, torch::stable::get_num_threads(), kCols<A>);
   parallel_for(0, groups * tiling.count(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
@@ -174,28 +181,32 @@ void correlate_in_slabs(int64_t groups, const GroupStep& step, const Im2col<T>& 
                         const std::vector<Place>& rows, const std::vector<Place>& cols,
                         const TapWeights<T>& weights, ImageWriter<T> out) {
   PackedWeights<T> packed(groups, step.outputs, depth);
-  parallel_for(0, groups * packed.panels, 1 + 16384 / (kRows * depth), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      TapWeights<T> weight = weights;
-      weight.data += i / packed.panels * step.weights;
-      packed.pack(weight, i / packed.panels, i % packed.panels);
-    }
-  });
-  // As many output rows at a time as make a slab of half a megabyte, but some tasks for each thread.
+  parallel_for(0, groups * packed.panels, 1 + 16384 / (kRows * depth),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t i = begin; i < end; ++i) {
+                   TapWeights<T> weight = weights;
+                   weight.data += i / packed.panels * step.weights;
+                   packed.pack(weight, i / packed.panels, i % packed.panels);
+                 }
+               });
+  // As many output rows at a time as make a slab of half a megabyte, but some tasks for each
+  // thread.
   const int64_t row = step.planes * x.grid.step_h * x.grid.step_w * x.grid.width;
   const int64_t fitting = std::max<int64_t>(131072 / row - static_cast<int64_t>(rows.size()), 4);
-  const int64_t fair = x.grid.height * x.grid.images * groups / (4 * torch::stable::get_num_threads());
+  const int64_t fair =
+      x.grid.height * x.grid.images * groups / (4 * torch::stable::get_num_threads());
   const int64_t out_rows = std::clamp<int64_t>(std::min(fitting, fair), 1, x.grid.height);
   const int64_t blocks = (x.grid.height + out_rows - 1) / out_rows;
   const Slab<T> slab(x, step.planes, rows, cols, out_rows);
   out.channels_first = true;
   parallel_for(0, x.grid.images * groups * blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t a = task % blocks * out_rows, group = task / blocks % groups, n = task / blocks / groups;
+      const int64_t a = task % blocks * out_rows, group = task / blocks % groups,
+                    n = task / blocks / groups;
       ImageWriter<T> writer = writer_of_group(out, group, step);
       writer.image += n * out.strides.n + a * out.grid.step_h * out.strides.h;
-      correlate_padded(slab, packed, group, n, group * step.planes, a, std::min(out_rows, x.grid.height - a),
-                       depth, writer);
+      correlate_padded(slab, packed, group, n, group * step.planes, a,
+                       std::min(out_rows, x.grid.height - a), depth, writer);
     }
   });
 }
@@ -203,54 +214,73 @@ void correlate_in_slabs(int64_t groups, const GroupStep& step, const Im2col<T>& 
 // The same with one input and one output channel per group (depthwise.h).
 template <typename T>
 void correlate_depthwise(int64_t channels, const Im2col<T>& x, const std::vector<Tap>& taps,
-                         const TapWeights<T>& weights, int64_t weight_channel, const ImageWriter<T>& out) {
+                         const TapWeights<T>& weights, int64_t weight_channel,
+                         const ImageWriter<T>& out) {
   using A = Accumulator<T>;
   const bool pixels = x.strides.c == 1;
   const auto count = static_cast<int64_t>(taps.size());
   std::vector<A> w(count * channels);
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t t = 0; t < count; ++t) {
-      w[pixels ? t * channels + c : c * count + t] = load1<A>(weights.data + c * weight_channel + taps[t].weight);
+      w[pixels ? t * channels + c : c * count + t] =
+          load1<A>(weights.data + c * weight_channel + taps[t].weight);
     }
   }
   const int64_t rows = x.grid.images * x.grid.height, row_size = x.grid.width * count;
   if (pixels) {
     parallel_for(0, rows, 1 + 8192 / (row_size * channels + 1), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        depthwise_pixels(x, taps, channels, w.data(), out, row / x.grid.height, row % x.grid.height);
+        depthwise_pixels(x, taps, channels, w.data(), out, row / x.grid.height,
+                         row % x.grid.height);
       }
     });
   } else {
     parallel_for(0, rows * channels, 1 + 8192 / (row_size + 1), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t a = i % x.grid.height, c = i / x.grid.height % channels, n = i / x.grid.height / channels;
+        const int64_t a = i % x.grid.height, c = i / x.grid.height % channels,
+                      n = i / x.grid.height / channels;
         depthwise_row(x, taps, c, w.data() + c * count, out, n, a);
       }
     });
   }
 }
 
-// One direction, and one phase of the stride: `out` = `x` under a window, with weights at the given strides.
+// Which way: the direct kernels and the slabs need rows of a size that fits the cache; slabs pay
+// for windows of several places over outputs that fill whole vectors.
+template <typename T>
+bool is_depthwise(int64_t groups, const GroupStep& step, const Im2col<T>& x) {
+  return groups > 1 && step.planes == 1 && step.outputs == 1 && x.grid.width <= 65536;
+}
+template <typename T>
+bool fits_slabs(const Im2col<T>& x, int64_t planes, const std::vector<Place>& rows,
+                const std::vector<Place>& cols) {
+  const auto places = static_cast<int64_t>(rows.size() * cols.size());
+  const int64_t row = planes * x.grid.step_h * x.grid.step_w * x.grid.width;
+  return places > 1 && x.grid.height * x.grid.width >= 32 &&
+         row * static_cast<int64_t>(rows.size()) <= 1 << 20;
+}
+
+// One direction, and one phase of the stride: `out` = `x` under a window, with weights at the given
+// strides.
 template <typename T>
 void correlate(int64_t groups, const GroupStep& step, Im2col<T> x, const std::vector<Place>& rows,
-               const std::vector<Place>& cols, const T* w, int64_t w_output, int64_t w_plane, const Strides& ws,
-               const ImageWriter<T>& out) {
+               const std::vector<Place>& cols, const T* w, int64_t w_output, int64_t w_plane,
+               const Strides& ws, const ImageWriter<T>& out) {
   if (x.grid.count() == 0 || step.outputs == 0) return;
-  if (step.planes == 1 && step.outputs == 1 && groups > 1) {
-    auto taps = make_taps(1, rows, cols, x.strides, x.mask_strides, w_plane, ws, false);
-    x.limit(taps);
-    return correlate_depthwise<T>(groups, x, taps, {w, 0, taps.data(), false}, step.weights, out);
-  }
-  const bool slabs = rows.size() * cols.size() > 1 &&
-                     x.grid.height * x.grid.width >= (step.outputs < 32 ? 32 : 256);
-  x.runs_over_taps = !slabs && runs_over_taps(x.strides, step.planes);
-  auto taps = make_taps(step.planes, rows, cols, x.strides, x.mask_strides, w_plane, ws, x.runs_over_taps);
+  const bool depthwise = is_depthwise(groups, step, x);
+  const bool slabs = !depthwise && fits_slabs(x, step.planes, rows, cols) &&
+                     (step.outputs < 32 || x.grid.height * x.grid.width >= 256);
+  x.runs_over_taps = !depthwise && !slabs && runs_over_taps(x.strides, step.planes);
+  auto taps =
+      make_taps(step.planes, rows, cols, x.strides, x.mask_strides, w_plane, ws, x.runs_over_taps);
   const TapWeights<T> weights{w, w_output, taps.data(), dense_weights(taps)};
   const auto depth = static_cast<int64_t>(taps.size());
-  if (slabs && depth > 0) return correlate_in_slabs(groups, step, x, depth, rows, cols, weights, out);
-  if (rows.size() == 1 && cols.size() == 1 && rows[0].shift == 0 && cols[0].shift == 0) merge_rows(x);
+  if (rows.size() == 1 && cols.size() == 1 && rows[0].shift == 0 && cols[0].shift == 0)
+    merge_rows(x);
   x.limit(taps);
   x.taps = taps.data();
+  if (depthwise) return correlate_depthwise(groups, x, taps, weights, step.weights, out);
+  if (slabs) return correlate_in_slabs(groups, step, x, depth, rows, cols, weights, out);
   correlate_packed(groups, step, x, depth, weights, out);
 }
 
@@ -259,7 +289,8 @@ void corr2d(const Geometry& geo, const T* x, const Strides& xs, const T* w, cons
             const Epilogue<T>& epilogue, T* y, const Strides& ys) {
   const Grid read{geo.images, geo.output.h, geo.output.w, geo.stride.h, geo.stride.w};
   const Grid written{geo.images, geo.output.h, geo.output.w};
-  const Im2col<T> image{x, xs, nullptr, {}, geo.input.h, geo.input.w, read, nullptr, xs.c, false, true};
+  const Im2col<T> image{x,    xs,      nullptr, {},    geo.input.h, geo.input.w,
+                        read, nullptr, xs.c,    false, true};
   correlate<T>(geo.groups, {geo.in, geo.out * ws.n, geo.out}, image,
                window(geo.kernel.h, geo.dilation.h, geo.before.h),
                window(geo.kernel.w, geo.dilation.w, geo.before.w), w, ws.n, ws.c, ws,
@@ -267,8 +298,8 @@ void corr2d(const Geometry& geo, const T* x, const Strides& xs, const T* w, cons
 }
 
 template <typename T>
-void corr2d_input_grad(const Geometry& geo, const T* g, const Strides& gs, const Plane<T>& y, const T* w,
-                       const Strides& ws, T* dx, const Strides& xs) {
+void corr2d_input_grad(const Geometry& geo, const T* g, const Strides& gs, const Plane<T>& y,
+                       const T* w, const Strides& ws, T* dx, const Strides& xs) {
   for (int64_t ph = 0; ph < std::min(geo.stride.h, geo.input.h); ++ph) {
     for (int64_t pw = 0; pw < std::min(geo.stride.w, geo.input.w); ++pw) {
       const Grid read{geo.images, (geo.input.h - ph + geo.stride.h - 1) / geo.stride.h,
@@ -278,18 +309,21 @@ void corr2d_input_grad(const Geometry& geo, const T* g, const Strides& gs, const
       written.step_w = geo.stride.w;
       const Im2col<T> image{g,    gs,      y.data, y.strides, geo.output.h, geo.output.w,
                             read, nullptr, gs.c,   false,     true};
-      correlate<T>(geo.groups, {geo.out, geo.out * ws.n, geo.in}, image,
-                   window_of_phase(ph, geo.kernel.h, geo.stride.h, geo.dilation.h, geo.before.h),
-                   window_of_phase(pw, geo.kernel.w, geo.stride.w, geo.dilation.w, geo.before.w), w, ws.c, ws.n,
-                   ws, {dx + ph * xs.h + pw * xs.w, xs, written, {}, channels_first<T>(xs, geo.in), read.width});
+      correlate<T>(
+          geo.groups, {geo.out, geo.out * ws.n, geo.in}, image,
+          window_of_phase(ph, geo.kernel.h, geo.stride.h, geo.dilation.h, geo.before.h),
+          window_of_phase(pw, geo.kernel.w, geo.stride.w, geo.dilation.w, geo.before.w), w, ws.c,
+          ws.n, ws,
+          {dx + ph * xs.h + pw * xs.w, xs, written, {}, channels_first<T>(xs, geo.in), read.width});
     }
   }
 }
 
-// dw = the sum of `parts` partial results in order: their element (row, t) is at row * row_step + t * tap_step.
+// dw = the sum of `parts` partial results in order: their element (row, t) is at row * row_step + t
+// * tap_step.
 template <typename T, typename A>
-void add_parts(std::vector<A>& partial, int64_t parts, int64_t rows, int64_t row_step, int64_t tap_step,
-               const std::vector<Tap>& taps, T* dw) {
+void add_parts(std::vector<A>& partial, int64_t parts, int64_t rows, int64_t row_step,
+               int64_t tap_step, const std::vector<Tap>& taps, T* dw) {
   const auto n = static_cast<int64_t>(taps.size()), part = rows * n;
   parallel_for(0, part, 1 + 16384 / (parts + 1), [&](int64_t begin, int64_t end) {
     for (int64_t p = 1; p < parts; ++p) {
@@ -305,11 +339,11 @@ void add_parts(std::vector<A>& partial, int64_t parts, int64_t rows, int64_t row
   });
 }
 
-// The weight gradient with one input and one output channel per group. Partial results are those of a block of
-// rows, or of an image.
+// The weight gradient with one input and one output channel per group. Partial results are those of
+// a block of rows, or of an image.
 template <typename T>
-void depthwise_weight_grad(int64_t channels, const Im2col<T>& g, const Im2col<T>& x, const std::vector<Tap>& taps,
-                           T* dw) {
+void depthwise_weight_grad(int64_t channels, const Im2col<T>& g, const Im2col<T>& x,
+                           const std::vector<Tap>& taps, T* dw) {
   using A = Accumulator<T>;
   const auto count = static_cast<int64_t>(taps.size());
   const int64_t height = g.grid.height, rows = g.grid.images * height;
@@ -335,37 +369,20 @@ void depthwise_weight_grad(int64_t channels, const Im2col<T>& g, const Im2col<T>
   }
 }
 
-// dw, contiguous. Each chunk of the pixels makes a partial result of its own; how many there are
-// depends on the sizes alone, so that their sum, taken in order, does not depend on the threads.
+// The weight gradient by packing. Each chunk of the pixels makes a partial result of its own; how
+// many there are depends on the sizes alone, so that their sum, taken in order, does not depend on
+// the threads.
 template <typename T>
-void corr2d_weight_grad(const Geometry& geo, const T* g, const Strides& gs, const Plane<T>& y,
-                        const T* x, const Strides& xs, T* dw) {
+void weight_grad_packed(const Geometry& geo, Im2col<T> g, Im2col<T> x, const std::vector<Tap>& taps,
+                        T* dw) {
   using A = Accumulator<T>;
-  const bool over_in = runs_over_taps(xs, geo.in), over_out = runs_over_taps(gs, geo.out);
-  const Strides ws{0, geo.kernel.h * geo.kernel.w, geo.kernel.w, 1};
-  auto taps =
-      make_taps(geo.in, window(geo.kernel.h, geo.dilation.h, geo.before.h),
-                window(geo.kernel.w, geo.dilation.w, geo.before.w), xs, {}, ws.c, ws, over_in);
-  auto planes = make_taps(geo.out, {{0, 0}}, {{0, 0}}, gs, y.strides, 0, {}, over_out);
-  const Grid grid{geo.images, geo.output.h, geo.output.w};
-  Grid strided = grid;
-  strided.step_h = geo.stride.h;
-  strided.step_w = geo.stride.w;
-  Im2col<T> rows{
-      g,    gs,       y.data, y.strides, geo.output.h, geo.output.w, grid, planes.data(),
-      gs.c, over_out, false};
-  const Im2col<T> cols{x,       xs,          nullptr, {},      geo.input.h, geo.input.w,
-                       strided, taps.data(), xs.c,    over_in, false};
-
-  cols.limit(taps);
-  if (geo.in == 1 && geo.out == 1 && geo.groups > 1) {
-    return depthwise_weight_grad(geo.groups, rows, cols, taps, dw);
-  }
-  merge_rows(rows);
-  rows.limit(planes);
-
-  const int64_t m = geo.out, n = static_cast<int64_t>(taps.size()), pixels = grid.count();
-  if (m == 0 || n == 0) return;
+  auto planes =
+      make_taps(geo.out, {{0, 0}}, {{0, 0}}, g.strides, g.mask_strides, 0, {}, g.runs_over_taps);
+  merge_rows(g);
+  g.limit(planes);
+  g.taps = planes.data();
+  x.taps = taps.data();
+  const int64_t m = geo.out, n = static_cast<int64_t>(taps.size()), pixels = x.grid.count();
   const Tiling tiling(m, n, 1, 1, kCols<A>);
   const int64_t tasks = geo.groups * tiling.count();
   const int64_t chunks = std::max<int64_t>(1, std::min((32 + tasks - 1) / tasks, pixels / 1024));
@@ -376,10 +393,10 @@ void corr2d_weight_grad(const Geometry& geo, const T* g, const Strides& gs, cons
       const int64_t group = task / tiling.count() % geo.groups, tile = task % tiling.count();
       const int64_t first = task / tasks * chunk;
       A* to = partial.data() + (task / tasks * geo.groups + group) * m * n;
-      Im2col<T> a = rows, b = cols;
-      a.image += group * geo.out * gs.c;
-      if (a.mask) a.mask += group * geo.out * y.strides.c;
-      b.image += group * geo.in * xs.c;
+      Im2col<T> a = g, b = x;
+      a.image += group * geo.out * g.strides.c;
+      if (a.mask) a.mask += group * geo.out * g.mask_strides.c;
+      b.image += group * geo.in * x.strides.c;
       const auto store = [&](int64_t i, int64_t j, int rows, int cols, const A* c) {
         for (int r = 0; r < rows; ++r) write_row(c + r * kCols<A>, cols, to + (i + r) * n + j, 1);
       };
@@ -387,6 +404,61 @@ void corr2d_weight_grad(const Geometry& geo, const T* g, const Strides& gs, cons
     }
   });
   add_parts(partial, chunks, geo.groups * m, n, 1, taps, dw);
+}
+
+// The weight gradient by slabs. A part is a run of tasks, at most 32 of them; both are a matter of
+// sizes alone.
+template <typename T>
+void weight_grad_in_slabs(const Geometry& geo, const Im2col<T>& g, const Im2col<T>& x,
+                          const std::vector<Place>& rows, const std::vector<Place>& cols,
+                          const std::vector<Tap>& taps, T* dw) {
+  using A = Accumulator<T>;
+  const auto n = static_cast<int64_t>(taps.size());
+  const int64_t row =
+      geo.in * x.grid.step_h * x.grid.step_w * x.grid.width + geo.out * x.grid.width;
+  const int64_t out_rows =
+      std::clamp<int64_t>(131072 / row - static_cast<int64_t>(rows.size()), 1, x.grid.height);
+  const int64_t blocks = (x.grid.height + out_rows - 1) / out_rows, tasks = x.grid.images * blocks;
+  const int64_t parts = std::clamp<int64_t>(tasks, 1, 32), run = (tasks + parts - 1) / parts;
+  const Slab<T> slab(x, geo.in, rows, cols, out_rows);
+  std::vector<A> partial(parts * geo.groups * geo.out * n);
+  parallel_for(0, parts * geo.groups, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t part = i / geo.groups, group = i % geo.groups;
+      for (int64_t task = part * run; task < std::min((part + 1) * run, tasks); ++task) {
+        const int64_t a = task % blocks * out_rows;
+        weight_grad_padded(slab, g, geo.out, n, task / blocks, group * geo.out, group * geo.in, a,
+                           std::min(out_rows, x.grid.height - a), partial.data() + i * geo.out * n);
+      }
+    }
+  });
+  add_parts(partial, parts, geo.groups * geo.out, n, 1, taps, dw);
+}
+
+// dw is contiguous.
+template <typename T>
+void corr2d_weight_grad(const Geometry& geo, const T* g, const Strides& gs, const Plane<T>& y,
+                        const T* x, const Strides& xs, T* dw) {
+  const Strides ws{0, geo.kernel.h * geo.kernel.w, geo.kernel.w, 1};
+  const Grid grid{geo.images, geo.output.h, geo.output.w};
+  const Grid strided{geo.images, geo.output.h, geo.output.w, geo.stride.h, geo.stride.w};
+  Im2col<T> gradient{g,    gs,      y.data, y.strides, geo.output.h, geo.output.w,
+                     grid, nullptr, gs.c,   false,     false};
+  Im2col<T> image{x,       xs,      nullptr, {},    geo.input.h, geo.input.w,
+                  strided, nullptr, xs.c,    false, false};
+  const auto rows = window(geo.kernel.h, geo.dilation.h, geo.before.h);
+  const auto cols = window(geo.kernel.w, geo.dilation.w, geo.before.w);
+  const bool depthwise = is_depthwise(geo.groups, {geo.in, 0, geo.out}, image);
+  const bool slabs = !depthwise && fits_slabs(image, geo.in, rows, cols) &&
+                     geo.out * geo.in * geo.kernel.h * geo.kernel.w <= 16384;
+  gradient.runs_over_taps = runs_over_taps(gs, geo.out);
+  image.runs_over_taps = !depthwise && !slabs && runs_over_taps(xs, geo.in);
+  auto taps = make_taps(geo.in, rows, cols, xs, {}, ws.c, ws, image.runs_over_taps);
+  image.limit(taps);
+  if (taps.empty() || geo.out == 0) return;
+  if (depthwise) return depthwise_weight_grad(geo.groups, gradient, image, taps, dw);
+  if (slabs) return weight_grad_in_slabs(geo, gradient, image, rows, cols, taps, dw);
+  weight_grad_packed(geo, gradient, image, taps, dw);
 }
 
 // Sizes from the arguments of a raw operator, or an error.

@@ -1,11 +1,13 @@
-// Depthwise cross-correlation: one input and one output channel per group, so there is no product of matrices to
-// block. Each output is a sum of a few elements of its own plane; the vector dimension is whatever lies side by
-// side in memory, channels or the pixels of a row:
+// Depthwise cross-correlation: one input and one output channel per group, so there is no product
+// of matrices to block. Each output is a sum of a few elements of its own plane; the vector
+// dimension is whatever lies side by side in memory, channels or the pixels of a row:
 //
-//   y[pixel, channels] = sum over (r, s) of w[(r, s), channels] . x[place of (r, s), channels]        channels innermost
-//   y[row of pixels]   = sum over (r, s) of w[r, s]             . x[row of pixels, moved by (r, s)]   otherwise
+//   y[pixel, channels] = sum over (r, s) of w[(r, s), channels] . x[place of (r, s), channels]
+//   channels innermost y[row of pixels]   = sum over (r, s) of w[r, s]             . x[row of
+//   pixels, moved by (r, s)]   otherwise
 //
-// Sums stay in the first-level cache. R S multiply-adds per element: main memory is the limit for 3 x 3 windows.
+// Sums stay in the first-level cache. R S multiply-adds per element: main memory is the limit for 3
+// x 3 windows.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +20,8 @@
 namespace d2lops {
 
 template <typename A>
-inline void multiply_add(const A* __restrict a, const A* __restrict b, int64_t n, A* __restrict sum) {
+inline void multiply_add(const A* __restrict a, const A* __restrict b, int64_t n,
+                         A* __restrict sum) {
   for (int64_t i = 0; i < n; ++i) sum[i] += a[i] * b[i];
 }
 
@@ -30,17 +33,17 @@ struct RowReader {
   A* buffer;
 
   // n numbers of image `image` from (plane, h, w) on, along channels or along columns.
-  const A* read(int64_t image, int64_t plane, int64_t h, int64_t w, int64_t n, bool channels) const {
+  const A* read(int64_t image, int64_t plane, int64_t h, int64_t w, int64_t n,
+                bool channels) const {
     const T* from = x.image + at(x.strides, image, plane, h, w);
     const int64_t stride = channels ? x.strides.c : x.grid.step_w * x.strides.w;
     if constexpr (std::is_same_v<T, A>) {
       if (stride == 1 && !x.mask) return from;
     }
-    read_row(from, stride, static_cast<int>(n), buffer);
+    read_row(from, stride, n, buffer);
     if (x.mask) {
       const Strides& y = x.mask_strides;
-      mask_row(x.mask + at(y, image, plane, h, w), channels ? y.c : x.grid.step_w * y.w, static_cast<int>(n),
-               buffer);
+      mask_row(x.mask + at(y, image, plane, h, w), channels ? y.c : x.grid.step_w * y.w, n, buffer);
     }
     return buffer;
   }
@@ -56,7 +59,8 @@ inline bool inside(int64_t i, int64_t size) { return uint64_t(i) < uint64_t(size
 // Output row `a` of image n, all channels side by side. weights[tap][channels].
 template <typename T>
 void depthwise_pixels(const Im2col<T>& x, const std::vector<Tap>& taps, int64_t channels,
-                      const Accumulator<T>* weights, const ImageWriter<T>& out, int64_t n, int64_t a) {
+                      const Accumulator<T>* weights, const ImageWriter<T>& out, int64_t n,
+                      int64_t a) {
   using A = Accumulator<T>;
   constexpr int lanes = kLanes<A>;
   const int64_t padded = channels + lanes;
@@ -74,7 +78,8 @@ void depthwise_pixels(const Im2col<T>& x, const std::vector<Tap>& taps, int64_t 
     int64_t c = 0;
     for (; c + lanes <= channels; c += lanes) {
       Vec<A> sum{};
-      for (int i = 0; i < count; ++i) sum += load<A>(terms[i].first + c) * load<A>(terms[i].second + c);
+      for (int i = 0; i < count; ++i)
+        sum += load<A>(terms[i].first + c) * load<A>(terms[i].second + c);
       store(sums + c, sum);
     }
     if (const int rest = static_cast<int>(channels - c)) {
@@ -108,9 +113,10 @@ void depthwise_row(const Im2col<T>& x, const std::vector<Tap>& taps, int64_t cha
     for (int64_t i = 0; i < count; ++i) to[i] += weight * values[i];
   }
   out.epilogue.per_row(channel, sums, static_cast<int>(width));
-  write_row(sums, static_cast<int>(width),
-            out.image + n * out.strides.n + channel * out.strides.c + a * out.grid.step_h * out.strides.h,
-            out.grid.step_w * out.strides.w);
+  write_row(
+      sums, static_cast<int>(width),
+      out.image + n * out.strides.n + channel * out.strides.c + a * out.grid.step_h * out.strides.h,
+      out.grid.step_w * out.strides.w);
 }
 
 // Adds row `a` of image n to sums[tap][channels] of the weights' gradient, channels side by side.
@@ -125,7 +131,8 @@ void depthwise_weight_pixels(const Im2col<T>& g, const Im2col<T>& x, const std::
     for (size_t t = 0; t < taps.size(); ++t) {
       const int64_t h = a * x.grid.step_h + taps[t].dh, w = b * x.grid.step_w + taps[t].dw;
       if (!inside(h, x.height) || !inside(w, x.width)) continue;
-      multiply_add(gradient, x_reader.read(n, 0, h, w, channels, true), channels, sums + t * channels);
+      multiply_add(gradient, x_reader.read(n, 0, h, w, channels, true), channels,
+                   sums + t * channels);
     }
   }
 }
@@ -148,7 +155,8 @@ void depthwise_weight_plane(const Im2col<T>& g, const Im2col<T>& x, const std::v
       const Tap& tap = taps[t];
       const int64_t h = a * x.grid.step_h + tap.dh, count = tap.end - tap.begin;
       if (!inside(h, x.height) || count == 0) continue;
-      const A* values = x_reader.read(n, channel, h, tap.begin * x.grid.step_w + tap.dw, count, false);
+      const A* values =
+          x_reader.read(n, channel, h, tap.begin * x.grid.step_w + tap.dw, count, false);
       const A* from = gradient + tap.begin;
       Vec<A> sum = load<A>(partial + t * lanes);
       int64_t i = 0;
@@ -158,10 +166,8 @@ void depthwise_weight_plane(const Im2col<T>& g, const Im2col<T>& x, const std::v
       store(partial + t * lanes, sum);
     }
   }
-  for (size_t t = 0; t < taps.size(); ++t) {
-    sums[t] = 0;
-    for (int i = 0; i < lanes; ++i) sums[t] += partial[t * lanes + i];
-  }
+  for (size_t t = 0; t < taps.size(); ++t)
+    sums[t] = horizontal_sum<A>(load<A>(partial + t * lanes));
 }
 
 }  // namespace d2lops

@@ -50,31 +50,33 @@ constexpr int64_t kTileCols = 480;
 // n numbers `stride` apart, widened to what the kernel computes in. May write zeros to the end of
 // the last vector.
 template <int Stride, typename T, typename A>
-inline int read_vectors(const T* p, int n, A* out) {
+inline int64_t read_vectors(const T* p, int64_t n, A* out) {
   constexpr int lanes = kLanes<A>;
-  int i = 0;  // the last vector's load would reach beyond the n-th number unless Stride is 1
+  int64_t i = 0;  // the last vector's load would reach beyond the n-th number unless Stride is 1
   for (; i + lanes + (Stride > 1) <= n; i += lanes)
     store(out + i, load_strided<A, Stride>(p + i * Stride));
   return i;
 }
 
 template <typename T, typename A>
-inline void read_row(const T* p, int64_t stride, int n, A* out) {
+inline void read_row(const T* p, int64_t stride, int64_t n, A* out) {
   if (stride == 1) {
-    const int i = read_vectors<1>(p, n, out);
-    if (i < n) store(out + i, load_first<A>(p + i, n - i));
+    const int64_t i = read_vectors<1>(p, n, out);
+    if (i < n) store(out + i, load_first<A>(p + i, static_cast<int>(n - i)));
     return;
   }
-  int i = stride == 2 ? read_vectors<2>(p, n, out) : stride == 4 ? read_vectors<4>(p, n, out) : 0;
+  int64_t i = stride == 2   ? read_vectors<2>(p, n, out)
+              : stride == 4 ? read_vectors<4>(p, n, out)
+                            : 0;
   for (; i < n; ++i) out[i] = load1<A>(p + i * stride);
 }
 
 // Zeroes those of n numbers whose partner in y is not positive: the derivative of a ReLU, applied
 // while reading. A NaN in y lets the gradient pass, as it does in torch.
 template <typename T, typename A>
-inline void mask_row(const T* y, int64_t stride, int n, A* out) {
+inline void mask_row(const T* y, int64_t stride, int64_t n, A* out) {
   constexpr int lanes = kLanes<A>;
-  int i = 0;
+  int64_t i = 0;
   if (stride == 1) {
     for (; i + lanes <= n; i += lanes) {
       store(out + i, load<A>(y + i) <= A{0} ? Vec<A>{} : load<A>(out + i));
@@ -85,9 +87,9 @@ inline void mask_row(const T* y, int64_t stride, int n, A* out) {
 
 // n numbers to where they go, rounded to its type.
 template <typename T, typename A>
-inline void write_row(const A* values, int n, T* p, int64_t stride) {
+inline void write_row(const A* values, int64_t n, T* p, int64_t stride) {
   constexpr int lanes = kLanes<A>;
-  int i = 0;
+  int64_t i = 0;
   if (stride == 1) {
     for (; i + lanes <= n; i += lanes) store(p + i, load<A>(values + i));
     if (i > 0 && i < n) {
@@ -133,7 +135,8 @@ struct PackedColumns {
   const A* at(int k) const { return panel + k * kCols<A>; }
 };
 
-// Micro-kernel: c (Rows x Vectors, row by row, kCols apart) = or += the product of a panel and columns.
+// Micro-kernel: c (Rows x Vectors, row by row, kCols apart) = or += the product of a panel and
+// columns.
 template <typename A, typename Columns, int Rows, int Vectors>
 void micro_kernel(int depth, const A* a, Columns b, A* c, bool add) {
   Vec<A> sum[Rows][Vectors] = {};
@@ -159,7 +162,8 @@ void micro_kernel(int depth, const A* a, Columns b, A* c, bool add) {
   }
 }
 
-// The kernel for a piece of C at the edge: no work on rows that are not there, nor on whole vectors.
+// The kernel for a piece of C at the edge: no work on rows that are not there, nor on whole
+// vectors.
 template <typename A, typename Columns>
 using MicroKernel = void (*)(int, const A*, Columns, A*, bool);
 
@@ -282,8 +286,8 @@ void gemm_tile(const Tiling& tiling, int64_t tile, int64_t begin, int64_t end, c
       pack<kCols<A>>(b, j, cols, k, block, b_panel);
       for (int64_t i = i0; i < i1; i += kRows) {
         const int rows = static_cast<int>(std::min<int64_t>(kRows, i1 - i));
-        micro_kernel_for<A, PackedColumns<A>>(rows, cols)(block, a_panels + (i - i0) * kDepth, {b_panel}, c,
-                                        k != begin);
+        micro_kernel_for<A, PackedColumns<A>>(rows, cols)(block, a_panels + (i - i0) * kDepth,
+                                                          {b_panel}, c, k != begin);
         if (last) store(i, j, rows, cols, c);
         if (!one_block) c += kRows * kCols<A>;
       }

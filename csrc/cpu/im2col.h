@@ -17,8 +17,8 @@
 
 namespace d2lops {
 
-// Where a tap is read, relative to a pixel, and where its weight lies. Offsets count elements. In columns
-// begin ... end - 1 of the grid it lies inside the image (if its row does).
+// Where a tap is read, relative to a pixel, and where its weight lies. Offsets count elements. In
+// columns begin ... end - 1 of the grid it lies inside the image (if its row does).
 struct Tap {
   int64_t image, mask, weight;
   int64_t dh, dw;
@@ -71,7 +71,8 @@ struct Im2col {
   // Pixels in one row of the grid, or taps at one place of the window.
   struct Run {
     int at, length;
-    int64_t image, mask, h, w;  // offsets, and the first place; for pixels, w is a column of the grid
+    int64_t image, mask, h,
+        w;  // offsets, and the first place; for pixels, w is a column of the grid
   };
   struct Start {
     int runs;
@@ -85,7 +86,8 @@ struct Im2col {
     const int64_t step = grid.step_w;
     for (Tap& tap : all) {
       tap.begin = std::min(std::max<int64_t>(-tap.dw + step - 1, 0) / step, grid.width);
-      tap.end = std::clamp((std::max<int64_t>(width - tap.dw, 0) + step - 1) / step, tap.begin, grid.width);
+      tap.end = std::clamp((std::max<int64_t>(width - tap.dw, 0) + step - 1) / step, tap.begin,
+                           grid.width);
     }
   }
 
@@ -157,8 +159,8 @@ struct Im2col {
       if (high - low < run.length) {
         for (int x = 0; x < run.length; x += kLanes<A>) store(to + x, Vec<A>{});
       }
-      read(run.image + tap.image + low * stride, run.mask + tap.mask + low * mask_stride, stride, mask_stride,
-           high - low, to + low);
+      read(run.image + tap.image + low * stride, run.mask + tap.mask + low * mask_stride, stride,
+           mask_stride, high - low, to + low);
     }
   }
 

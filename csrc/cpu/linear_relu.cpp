@@ -14,8 +14,8 @@
 namespace d2lops {
 namespace {
 
-// The same for a few rows of A, too few to pay for packing B: each row of B is read once, as it lies, and
-// multiplied by all of A's. Four rows at a time keep four sums going.
+// The same for a few rows of A, too few to pay for packing B: each row of B is read once, as it
+// lies, and multiplied by all of A's. Four rows at a time keep four sums going.
 constexpr int64_t kFewRows = 3;
 
 template <typename T>
@@ -23,33 +23,33 @@ void few_rows(int64_t m, int64_t n, int64_t depth, const Matrix<T>& a, const Mat
               const Epilogue<T>& epilogue, T* out) {
   using A = Accumulator<T>;
   constexpr int lanes = kLanes<A>, group = 4;
-  parallel_for(0, (n + group - 1) / group, 1 + 8192 / (group * (depth + 1)), [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin * group; j < std::min(end * group, n); j += group) {
-      const int rows = static_cast<int>(std::min<int64_t>(group, n - j));
-      for (int64_t i = 0; i < m; ++i) {
-        const T* x = a.data + i * a.i_stride;
-        Vec<A> sums[group] = {};
-        const T* w[group];
-        for (int r = 0; r < group; ++r) w[r] = b.data + (j + std::min(r, rows - 1)) * b.i_stride;
-        int64_t k = 0;
-        for (; k + lanes <= depth; k += lanes) {
-          const Vec<A> values = load<A>(x + k);
-          for (int r = 0; r < group; ++r) sums[r] += values * load<A>(w[r] + k);
-        }
-        if (const int rest = static_cast<int>(depth - k)) {
-          const Vec<A> values = load_first<A>(x + k, rest);
-          for (int r = 0; r < group; ++r) sums[r] += values * load_first<A>(w[r] + k, rest);
-        }
-        A c[group];
-        for (int r = 0; r < rows; ++r) {
-          c[r] = 0;
-          for (int lane = 0; lane < lanes; ++lane) c[r] += sums[r][lane];
-        }
-        epilogue.per_column(j, c, rows);
-        write_row(c, rows, out + i * n + j, 1);
-      }
-    }
-  });
+  parallel_for(0, (n + group - 1) / group, 1 + 8192 / (group * (depth + 1)),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t j = begin * group; j < std::min(end * group, n); j += group) {
+                   const int rows = static_cast<int>(std::min<int64_t>(group, n - j));
+                   for (int64_t i = 0; i < m; ++i) {
+                     const T* x = a.data + i * a.i_stride;
+                     Vec<A> sums[group] = {};
+                     const T* w[group];
+                     for (int r = 0; r < group; ++r)
+                       w[r] = b.data + (j + std::min(r, rows - 1)) * b.i_stride;
+                     int64_t k = 0;
+                     for (; k + lanes <= depth; k += lanes) {
+                       const Vec<A> values = load<A>(x + k);
+                       for (int r = 0; r < group; ++r) sums[r] += values * load<A>(w[r] + k);
+                     }
+                     if (const int rest = static_cast<int>(depth - k)) {
+                       const Vec<A> values = load_first<A>(x + k, rest);
+                       for (int r = 0; r < group; ++r)
+                         sums[r] += values * load_first<A>(w[r] + k, rest);
+                     }
+                     A c[group];
+                     for (int r = 0; r < rows; ++r) c[r] = horizontal_sum<A>(sums[r]);
+                     epilogue.per_column(j, c, rows);
+                     write_row(c, rows, out + i * n + j, 1);
+                   }
+                 }
+               });
 }
 
 // c = A B^T into out (m x n, contiguous).

@@ -1,14 +1,17 @@
-// Cross-correlation without packing its image: the blocked product of gemm.h, whose B is read in place.
+// Cross-correlation without packing its image: the blocked product of gemm.h, whose B is read in
+// place.
 //
-// A task owns some output rows of one image and group. It copies the input rows that they need, padded with
-// zeros, into a slab: per channel one plane for each phase of the stride, in which the inputs of neighbouring
-// outputs are neighbours. Then, with position = a * (width of the slab) + b for output (a, b),
+// A task owns some output rows of one image and group. It copies the input rows that they need,
+// padded with zeros, into a slab: per channel one plane for each phase of the stride, in which the
+// inputs of neighbouring outputs are neighbours. Then, with position = a * (width of the slab) + b
+// for output (a, b),
 //
 //   B[position, tap] = slab[position + offset(tap)]
 //
-// is 48 consecutive numbers for 48 consecutive positions, across the ends of rows: no bounds to check, nothing
-// to pack, and an element of the image is copied once instead of once per place of the window. Positions beyond
-// the output's width, a few at the end of each row, are computed and not written.
+// is 48 consecutive numbers for 48 consecutive positions, across the ends of rows: no bounds to
+// check, nothing to pack, and an element of the image is copied once instead of once per place of
+// the window. Positions beyond the output's width, a few at the end of each row, are computed and
+// not written.
 #pragma once
 
 #include <algorithm>
@@ -28,7 +31,8 @@ struct ShiftedColumns {
   const A* at(int k) const { return slab + offset[k]; }
 };
 
-// A place of the window along one axis: which row or column of the kernel it is, and where it reads.
+// A place of the window along one axis: which row or column of the kernel it is, and where it
+// reads.
 struct Place {
   int64_t index, shift;
 };
@@ -38,9 +42,10 @@ class Slab {
  public:
   using A = Accumulator<T>;
 
-  // For `planes` planes of an image under the window rows x cols, `out_rows` rows of outputs at a time.
-  Slab(const Im2col<T>& x, int64_t planes, const std::vector<Place>& rows, const std::vector<Place>& cols,
-       int64_t out_rows)
+  // For `planes` planes of an image under the window rows x cols, `out_rows` rows of outputs at a
+  // time.
+  Slab(const Im2col<T>& x, int64_t planes, const std::vector<Place>& rows,
+       const std::vector<Place>& cols, int64_t out_rows)
       : x_(x), planes_(planes), phases_h_(x.grid.step_h), phases_w_(x.grid.step_w) {
     const auto [row_least, row_most] = shifts(rows);
     const auto [col_least, col_most] = shifts(cols);
@@ -62,7 +67,9 @@ class Slab {
   int64_t width() const { return width_; }
   const int64_t* offsets() const { return offsets_.data(); }
   // With room for a panel of columns at the last position, and for read_row's last vector.
-  int64_t size() const { return planes_ * phases_h_ * phases_w_ * height_ * width_ + kCols<A> + kLanes<A>; }
+  int64_t size() const {
+    return planes_ * phases_h_ * phases_w_ * height_ * width_ + kCols<A> + kLanes<A>;
+  }
 
   // Input for the outputs of image n from row a on. `plane` is the first of the planes.
   void fill(int64_t n, int64_t plane, int64_t a, A* to) const {
@@ -114,27 +121,32 @@ class Slab {
   std::vector<int64_t> offsets_;
 };
 
-// The weights of all groups as the panels that the micro-kernel reads: per group and block of k's, the panels
-// of kRows outputs each.
+// The weights of all groups as the panels that the micro-kernel reads: per group and block of k's,
+// the panels of kRows outputs each.
 template <typename T>
 class PackedWeights {
  public:
   using A = Accumulator<T>;
 
   PackedWeights(int64_t groups, int64_t outputs, int64_t depth)
-      : panels((outputs + kRows - 1) / kRows), outputs_(outputs), depth_(depth),
+      : panels((outputs + kRows - 1) / kRows),
+        outputs_(outputs),
+        depth_(depth),
         data_(new A[groups * panels * blocks() * kPanel]) {}
 
   // Packs panel `i` of group `group`, whose weights the reader has.
   void pack(const TapWeights<T>& reader, int64_t group, int64_t i) {
     for (int64_t k = 0; k < depth_; k += kDepth) {
-      d2lops::pack<kRows>(reader, i * kRows, rows(i), k, depth(k), const_cast<A*>(panel(group, i, k)));
+      d2lops::pack<kRows>(reader, i * kRows, rows(i), k, depth(k),
+                          const_cast<A*>(panel(group, i, k)));
     }
   }
   const A* panel(int64_t group, int64_t i, int64_t k) const {
     return data_.get() + ((group * blocks() + k / kDepth) * panels + i) * kPanel;
   }
-  int rows(int64_t i) const { return static_cast<int>(std::min<int64_t>(kRows, outputs_ - i * kRows)); }
+  int rows(int64_t i) const {
+    return static_cast<int>(std::min<int64_t>(kRows, outputs_ - i * kRows));
+  }
   int depth(int64_t k) const { return static_cast<int>(std::min<int64_t>(kDepth, depth_ - k)); }
 
   const int64_t panels;
@@ -148,17 +160,19 @@ class PackedWeights {
   std::unique_ptr<A[]> data_;
 };
 
-// One task: outputs in rows a ... a + out_rows - 1 of image n and one group. `out` points at row a of that image
-// and group.
+// One task: outputs in rows a ... a + out_rows - 1 of image n and one group. `out` points at row a
+// of that image and group.
 template <typename T>
-void correlate_padded(const Slab<T>& slab, const PackedWeights<T>& weights, int64_t group, int64_t n,
-                      int64_t plane, int64_t a, int64_t out_rows, int64_t depth, ImageWriter<T> out) {
+void correlate_padded(const Slab<T>& slab, const PackedWeights<T>& weights, int64_t group,
+                      int64_t n, int64_t plane, int64_t a, int64_t out_rows, int64_t depth,
+                      ImageWriter<T> out) {
   using A = Accumulator<T>;
   constexpr int64_t piece = kRows * kCols<A>;
   // Columns at a time: as many as keep their sums in the second-level cache.
   const int64_t tile = std::clamp<int64_t>(98304 / (weights.panels * piece), 1, 16) * kCols<A>;
   const bool one_block = depth <= kDepth;
-  A* const image = scratch<A>(slab.size() + (one_block ? piece : weights.panels * piece * tile / kCols<A>));
+  A* const image =
+      scratch<A>(slab.size() + (one_block ? piece : weights.panels * piece * tile / kCols<A>));
   A* const sums = image + slab.size();
   slab.fill(n, plane, a, image);
   out.grid = {1, out_rows, slab.width(), out.grid.step_h, out.grid.step_w};
@@ -171,7 +185,8 @@ void correlate_padded(const Slab<T>& slab, const PackedWeights<T>& weights, int6
         const int cols = static_cast<int>(std::min<int64_t>(kCols<A>, j1 - j));
         for (int64_t i = 0; i < weights.panels; ++i) {
           micro_kernel_for<A, ShiftedColumns<A>>(weights.rows(i), cols)(
-              weights.depth(k), weights.panel(group, i, k), {image + j, slab.offsets() + k}, c, k != 0);
+              weights.depth(k), weights.panel(group, i, k), {image + j, slab.offsets() + k}, c,
+              k != 0);
           if (k + kDepth >= depth) out(i * kRows, j, weights.rows(i), cols, c);
           if (!one_block) c += piece;
         }

@@ -197,6 +197,23 @@ inline Vec<T> broadcast(T value) {
   return value - Vec<T>{};  // not +, which would turn -0 into 0 and cost an addition
 }
 
+// The sum of a vector's lanes, by halves.
+
+template <typename A, int Lanes, int... I>
+inline A horizontal_sum(typename VectorOf<A, Lanes>::type v, std::integer_sequence<int, I...>) {
+  if constexpr (Lanes == 2) {
+    return v[0] + v[1];
+  } else {
+    const auto low = __builtin_shufflevector(v, v, I...);
+    const auto high = __builtin_shufflevector(v, v, (Lanes / 2 + I)...);
+    return horizontal_sum<A, Lanes / 2>(low + high, std::make_integer_sequence<int, Lanes / 4>{});
+  }
+}
+template <typename A>
+inline A horizontal_sum(Vec<A> v) {
+  return horizontal_sum<A, kLanes<A>>(v, std::make_integer_sequence<int, kLanes<A> / 2>{});
+}
+
 // Every Stride-th number from p on, kLanes<A> of them; reads Stride whole vectors.
 
 template <typename V, int... I>
