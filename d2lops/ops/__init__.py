@@ -1,4 +1,4 @@
-"""The operators, one file each. Importing the package registers the one that no public module needs."""
+"""The operators, one file each. The one that no public module needs is registered from here."""
 
 from d2lops.ops import fma_chain
 

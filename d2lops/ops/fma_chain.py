@@ -1,4 +1,4 @@
-"""A chain of multiply-adds, by which the benchmark suite measures what the arithmetic units can do."""
+"""A chain of multiply-adds, by which the benchmark suite measures the arithmetic units."""
 
 import torch
 from torch import Tensor
@@ -10,9 +10,9 @@ from d2lops.ops._checks import check_tensor
 def fma_chain(x: Tensor, rounds: int) -> Tensor:
     """Replace each element by ``(x + 1) / 2``, `rounds` times: ``2 * rounds`` flops an element.
 
-    No operator of the book, and of no use but to be timed: the elements stay in registers, so a call
-    with many rounds does nothing but multiply and add. 16-bit dtypes are computed in float32. Same as
-    ``1 + (x - 1) / 2**rounds``; not differentiable.
+    No operator of the book, and of no use but to be timed: the elements stay in registers, so a
+    call with many rounds does nothing but multiply and add. 16-bit dtypes are computed in float32.
+    Same as ``1 + (x - 1) / 2**rounds``; not differentiable.
 
     Args:
         x: contiguous, any shape; float32, float64, bfloat16 or float16.
