@@ -66,7 +66,7 @@ def main() -> None:
     options = parser.parse_args()
     chosen = cases(options.only or list(OPERATORS), options.quick)
     console = Console()
-    console.width = max(console.width, 132)  # rather too wide than columns of one letter
+    console.width = max(console.width, 150)  # rather too wide than columns of one letter
     where = environment()
     report.print_environment(console, where)
     most = limits()

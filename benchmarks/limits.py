@@ -52,4 +52,4 @@ def _fastest(statement: str, **names: object) -> float:
     """The best of many short rounds: what disturbs a limit only ever makes it look lower."""
     timer = Timer(statement, globals=names, num_threads=torch.get_num_threads())
     calls = calls_for(timer, seconds=0.001)
-    return min(timer.timeit(calls).mean for _ in range(25))
+    return min(timer.timeit(calls).mean for _ in range(30))

@@ -33,7 +33,7 @@ def _case(
     product = 2 * m * k * n
     return Case(
         operator="linear_relu",
-        name=f"{'linear_relu' if relu else 'linear'} {m}×{k} → {n}",
+        name=f"{m}×{k} → {n}" + " without relu" * (not relu),
         shapes=shapes,
         ours=own("linear_relu" if relu else "linear"),
         theirs=linear_relu if relu else F.linear,
