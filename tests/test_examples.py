@@ -33,5 +33,5 @@ def test_one_import_changes_nothing_but_the_kernels() -> None:
         assert theirs.schedule.get_last_lr() == ours.schedule.get_last_lr()
         their_loss = theirs.step(images[batch], labels[batch])
         torch.testing.assert_close(
-            ours.step(images[batch], labels[batch]), their_loss, rtol=1e-5, atol=0
+            ours.step(images[batch], labels[batch]), their_loss, rtol=1e-4, atol=0
         )
