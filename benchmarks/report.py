@@ -103,16 +103,21 @@ def plot(path: Path, environment: dict, rows: list[Row]) -> None:
 
     matplotlib.use("agg")
     from matplotlib import pyplot, ticker
+    from matplotlib.colors import to_rgb
     from matplotlib.patches import Patch
+
+    def pale(colour: str) -> list[float]:
+        return [(1 + channel) / 2 for channel in to_rgb(colour)]
 
     labels = list(dict.fromkeys(_label(row) for row in rows))
     figure, axes = pyplot.subplots(figsize=(10, 2 + 0.4 * len(labels)), layout="constrained")
     for row in rows:
         place = labels.index(_label(row)) + (0.2 if row.mode == TRAINING else -0.2)
-        colour = (COLOURS[row.operator], 0.5 if row.mode == TRAINING else 1)
+        colour = COLOURS[row.operator]
+        colour = pale(colour) if row.mode == TRAINING else colour
         axes.barh(place, row.speedup - 1, left=1, height=0.36, color=colour)
         axes.annotate(
-            f"{row.speedup:.3g}×",
+            f"{row.speedup:.2f}×" if row.speedup < 10 else f"{row.speedup:.0f}×",
             (row.speedup, place),
             xytext=(3 if row.speedup >= 1 else -3, 0),
             textcoords="offset points",
@@ -124,7 +129,7 @@ def plot(path: Path, environment: dict, rows: list[Row]) -> None:
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.set_xscale("log")
     slowest, fastest = (pick(row.speedup for row in rows) for pick in (min, max))
-    axes.set_xlim(min(0.9, slowest / 1.3), max(1.1, fastest * 1.2))  # room for the numbers
+    axes.set_xlim(min(0.9, slowest / 1.5), max(1.1, fastest * 1.3))  # room for the numbers
     axes.xaxis.set_major_locator(ticker.LogLocator(base=2))
     axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}×"))
     axes.xaxis.set_minor_locator(ticker.NullLocator())
@@ -141,7 +146,7 @@ def plot(path: Path, environment: dict, rows: list[Row]) -> None:
     )
     operators = dict.fromkeys(row.operator for row in rows)
     keys = [Patch(color=COLOURS[operator], label=operator) for operator in operators]
-    keys += [Patch(color="#555555", label=FORWARD), Patch(color=("#555555", 0.5), label=TRAINING)]
+    keys += [Patch(color="#555555", label=FORWARD), Patch(color=pale("#555555"), label=TRAINING)]
     figure.legend(
         handles=keys, loc="outside lower center", ncols=len(keys), fontsize=8, frameon=False
     )
