@@ -131,7 +131,7 @@ def plot(path: Path, environment: dict, rows: list[Row]) -> None:
     slowest, fastest = (pick(row.speedup for row in rows) for pick in (min, max))
     axes.set_xlim(min(0.9, slowest / 1.5), max(1.1, fastest * 1.3))  # room for the numbers
     axes.xaxis.set_major_locator(ticker.LogLocator(base=2))
-    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}×"))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:.3g}×"))
     axes.xaxis.set_minor_locator(ticker.NullLocator())
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
