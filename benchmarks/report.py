@@ -117,7 +117,7 @@ def plot(path: Path, environment: dict, rows: list[Row]) -> None:
         colour = pale(colour) if row.mode == TRAINING else colour
         axes.barh(place, row.speedup - 1, left=1, height=0.36, color=colour)
         axes.annotate(
-            f"{row.speedup:.2f}×" if row.speedup < 10 else f"{row.speedup:.0f}×",
+            _quotient(row.speedup),
             (row.speedup, place),
             xytext=(3 if row.speedup >= 1 else -3, 0),
             textcoords="offset points",
@@ -170,7 +170,13 @@ def _time(seconds: float) -> str:
 
 
 def _speedup(speedup: float) -> str:
-    return f"[{'green' if speedup >= 1 else 'red'}]{speedup:.2f}×"
+    return f"[{'green' if speedup >= 1 else 'red'}]{_quotient(speedup)}"
+
+
+def _quotient(value: float) -> str:
+    if value < 0.1:
+        return f"{value:.1g}×"
+    return f"{value:.2f}×" if value < 10 else f"{value:.0f}×"
 
 
 def _error(row: Row) -> str:
@@ -178,4 +184,4 @@ def _error(row: Row) -> str:
         return "—"
     if row.error is None:
         return "0 / 0" if row.ours_error == 0 else "∞"
-    return f"{row.error:.2f}×"
+    return _quotient(row.error)
