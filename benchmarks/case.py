@@ -1,0 +1,79 @@
+"""One thing to measure: an operator on inputs of given shapes, ours and torch's."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from d2lops import functional
+
+
+class Work(NamedTuple):
+    """What no implementation can do without: memory read and written once, and arithmetic."""
+
+    bytes: int
+    flops: int = 0
+
+    def plus(self, other: "Work") -> "Work":
+        return Work(self.bytes + other.bytes, self.flops + other.flops)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """An operator on inputs of the given shapes, all of which get a gradient.
+
+    Attributes:
+        theirs: the same in torch, eager: what the operator's documentation calls its equivalent.
+        backward: what the gradients of all inputs cost beyond `forward`.
+        quick: whether it belongs to the quick set.
+        exact: from an output, the function that it should be the value of. Needed where that is not
+            `theirs`: a random mask, a ReLU at a rounding error's distance from zero.
+    """
+
+    operator: str
+    name: str
+    shapes: tuple[tuple[int, ...], ...]
+    ours: Callable[..., Tensor]
+    theirs: Callable[..., Tensor]
+    forward: Work
+    backward: Work
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    quick: bool = False
+    exact: Callable[[Tensor], Callable[..., Tensor]] | None = None
+
+    @property
+    def layout(self) -> str:
+        return "channels_last" if self.channels_last else "contiguous"
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Fresh normal inputs; weights are scaled so that outputs are about as large as inputs.
+
+        None is zero, so that a zero in dropout's output is a dropped element.
+        """
+        tensors = []
+        for i, shape in enumerate(map(torch.Size, self.shapes)):
+            x = torch.randn(shape) / (1 if i == 0 else max(1, shape[1:].numel()) ** 0.5)
+            last = self.channels_last and x.dim() == 4
+            x = x.to(
+                self.dtype, memory_format=torch.channels_last if last else torch.contiguous_format
+            )
+            tensors.append(x.masked_fill_(x == 0, 1))
+        return tuple(tensors)
+
+
+def own(name: str) -> Callable[..., Tensor]:
+    """d2lops's function of that name. `d2lops.functional.<name>` could be torch's, handed on."""
+    if name not in vars(functional):
+        raise NotImplementedError(f"d2lops.functional has no {name} of its own to be measured")
+    return vars(functional)[name]
+
+
+def output_size(theirs: Callable[..., Tensor], *shapes: tuple[int, ...]) -> torch.Size:
+    return theirs(*(torch.empty(shape, device="meta") for shape in shapes)).shape
+
+
+def numel(*shapes: tuple[int, ...]) -> int:
+    return sum(torch.Size(shape).numel() for shape in shapes)

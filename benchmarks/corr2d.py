@@ -1,0 +1,81 @@
+"""Cross-correlation: limited by arithmetic, but for depthwise and very small layers."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.case import Case, Work, numel, output_size, own
+from benchmarks.linear_relu import masked_by_relu
+
+
+def cases() -> list[Case]:
+    return [
+        _case((128, 1, 28, 28), 6, 5, padding=2, quick=True),  # LeNet, first layer
+        _case((24, 3, 200, 200), 48, 11, stride=4, quick=True),  # AlexNet, first layer
+        _case((12, 64, 60, 60), 96, 3, quick=True),
+        _case((8, 64, 56, 56), 64, 3, padding=1, channels_last=True, quick=True),
+        _case((16, 256, 20, 20), 80, 1, quick=True),
+        _case((8, 96, 56, 56), 96, 3, padding=1, groups=96, quick=True),
+        _case((8, 128, 28, 28), 128, 3, padding=1, relu=True, quick=True),
+        _case((128, 6, 14, 14), 16, 5),  # LeNet, second layer
+        _case((8, 3, 224, 224), 64, 7, stride=2, padding=3),  # ResNet, first layer
+        _case((4, 64, 112, 112), 128, 3, padding=1),  # VGG, third layer
+        _case((8, 512, 14, 14), 512, 3, padding=1),  # VGG, last layer
+        _case((8, 256, 14, 14), 256, 3, stride=2, padding=1),
+        _case((4, 64, 33, 33), 64, 3, padding=2, dilation=2),
+        _case((8, 128, 28, 28), 128, 3, padding=1, groups=32),
+        _case((8, 64, 56, 56), 256, 1, channels_last=True),
+        _case((8, 96, 56, 56), 96, 3, padding=1, groups=96, channels_last=True),
+        _case((3, 17, 31, 29), 19, 3, padding=1),
+        _case((1, 3, 32, 32), 16, 3, padding=1),
+        _case((1, 1, 427, 640), 1, 2),
+        *(
+            _case((8, 64, 28, 28), 64, 3, padding=1, dtype=dtype)
+            for dtype in (torch.bfloat16, torch.float16, torch.float64)
+        ),
+        _case((8, 64, 28, 28), 64, 3, padding=1, dtype=torch.bfloat16, channels_last=True),
+    ]
+
+
+def _case(
+    image: tuple[int, ...],
+    out_channels: int,
+    kernel: int,
+    relu: bool = False,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    quick: bool = False,
+    **geometry: int,
+) -> Case:
+    """`geometry` is stride, padding, dilation and groups."""
+    in_channels = image[1] // geometry.get("groups", 1)
+    weight = (out_channels, in_channels, kernel, kernel)
+    shapes = (image, weight, (out_channels,))
+
+    def conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.conv2d(x, weight, bias, **geometry)
+
+    def conv_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.relu(conv(x, weight, bias))
+
+    ours = own("conv_relu2d" if relu else "conv2d")
+    output = output_size(conv, *shapes)
+    products = 2 * numel(output) * in_channels * kernel**2
+    details = "".join(f" {name[0]}{number}" for name, number in geometry.items())
+    return Case(
+        operator="corr2d",
+        name=f"{'×'.join(map(str, image))} → {out_channels}, {kernel}×{kernel}{details}"
+        + " relu" * relu,
+        shapes=shapes,
+        ours=lambda x, weight, bias: ours(x, weight, bias, **geometry),
+        theirs=conv_relu if relu else conv,
+        forward=Work(numel(*shapes, output) * dtype.itemsize, products),
+        # Reads the image, the weight and g, and y for its sign; writes the three gradients.
+        backward=Work(
+            numel(*shapes, *shapes[:2], *[output] * (1 + relu)) * dtype.itemsize, 2 * products
+        ),
+        dtype=dtype,
+        channels_last=channels_last,
+        quick=quick,
+        exact=masked_by_relu(conv) if relu else None,
+    )

@@ -1,0 +1,69 @@
+"""Fused linear and ReLU: limited by arithmetic, in small batches by reading the weight."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.case import Case, Work, numel, own
+
+
+def cases() -> list[Case]:
+    return [
+        _case(1024, 1024, 1024, quick=True),
+        _case(64, 4096, 4096, quick=True),
+        _case(128, 120, 84, quick=True),
+        _case(1, 4096, 4096),
+        _case(256, 400, 120),
+        _case(1000, 777, 333),
+        _case(17, 31, 13),
+        _case(512, 512, 512, dtype=torch.float64),
+        _case(512, 1024, 1024, dtype=torch.bfloat16),
+        _case(512, 1024, 1024, dtype=torch.float16),
+        _case(1024, 1024, 1024, relu=False),
+        _case(128, 84, 10, relu=False),
+    ]
+
+
+def _case(
+    m: int, k: int, n: int, relu: bool = True, dtype: torch.dtype = torch.float32, **rest
+) -> Case:
+    shapes = ((m, k), (n, k), (n,))
+    product = 2 * m * k * n
+    return Case(
+        operator="linear_relu",
+        name=f"{m}×{k} → {n}" + " without relu" * (not relu),
+        shapes=shapes,
+        ours=own("linear_relu" if relu else "linear"),
+        theirs=linear_relu if relu else F.linear,
+        forward=Work(numel(*shapes, (m, n)) * dtype.itemsize, product),
+        # Reads x, the weight and g, and y for its sign; writes the three gradients.
+        backward=Work(
+            numel(*shapes, *shapes[:2], *[(m, n)] * (1 + relu)) * dtype.itemsize, 2 * product
+        ),
+        dtype=dtype,
+        exact=masked_by_relu(F.linear) if relu else None,
+        **rest,
+    )
+
+
+def linear_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.relu(F.linear(x, weight, bias))
+
+
+def masked_by_relu(linear: Callable[..., Tensor]) -> Callable[[Tensor], Callable[..., Tensor]]:
+    """ReLU after `linear`, whose gradient passes where the *output* is positive.
+
+    Near zero the sign is a matter of rounding. Both signs are right, but the gradient has to agree
+    with the output.
+    """
+
+    def exact(output: Tensor) -> Callable[..., Tensor]:
+        def relu(*inputs: Tensor) -> Tensor:
+            z = linear(*inputs)
+            return torch.where(output > 0, z, z.detach().relu())
+
+        return relu
+
+    return exact
