@@ -1,7 +1,8 @@
 """Cross-correlation (D2L 7), which deep learning calls convolution, and its adjoints.
 
-The trilinear form <corr2d(x, w), g> has three partial maps: `Corr2d` (given x and w), `Corr2dInputGrad`
-(given g and w) and `Corr2dWeightGrad` (given g and x). Each one's derivatives are the other two.
+The trilinear form <corr2d(x, w), g> has three partial maps: `Corr2d` (given x and w),
+`Corr2dInputGrad` (given g and w) and `Corr2dWeightGrad` (given g and x). Each one's derivatives are
+the other two.
 """
 
 from collections.abc import Sequence
@@ -28,17 +29,17 @@ def conv2d(
 ) -> Tensor:
     """Cross-correlate images with kernels, over many input and output channels.
 
-    Same as ``torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)``, except
-    that padding may also be given for each side. D2L 7.2-7.4.
+    Same as ``torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)``,
+    except that padding may also be given for each side. D2L 7.2-7.4.
 
     Args:
-        input: ``(N, C, H, W)`` or ``(C, H, W)``, any strides (channels_last gives channels_last); float32,
-            float64, bfloat16 or float16 (the 16-bit ones are summed in float32).
+        input: ``(N, C, H, W)`` or ``(C, H, W)``, any strides (channels_last gives channels_last);
+            float32, float64, bfloat16 or float16 (the 16-bit ones are summed in float32).
         weight: ``(K, C / groups, R, S)``, any strides.
         bias: ``(K,)``.
         stride: steps of the window: one number, or (height, width).
-        padding: zeros around the image: one number, (height, width), (top, bottom, left, right), ``"valid"``
-            for none, or ``"same"`` for an output as large as the input (with stride 1).
+        padding: zeros around the image: one number, (height, width), (top, bottom, left, right),
+            ``"valid"`` for none, or ``"same"`` for an output as large as the input (stride 1).
         dilation: distance of the window's elements: one number, or (height, width).
         groups: input and output channels are connected in so many separate groups.
 
@@ -48,8 +49,8 @@ def conv2d(
 
     Raises:
         TypeError: an argument that is no tensor, or no integer.
-        RuntimeError: sizes that do not fit; stride, padding, dilation or groups out of range; another dtype
-            or device than the input's.
+        RuntimeError: sizes that do not fit; stride, padding, dilation or groups out of range;
+            another dtype or device than the input's.
         NotImplementedError: a dtype, layout or device without kernels.
 
     Example:
@@ -74,8 +75,8 @@ def conv_relu2d(
 ) -> Tensor:
     """Cross-correlate and clamp at zero, in one kernel.
 
-    Same as ``torch.nn.functional.relu(torch.nn.functional.conv2d(...))``; arguments, result and errors
-    are those of :func:`conv2d`. D2L 7.6, 8.1.
+    Same as ``torch.nn.functional.relu(torch.nn.functional.conv2d(...))``; arguments, result and
+    errors are those of :func:`conv2d`. D2L 7.6, 8.1.
 
     Example:
         >>> import torch
@@ -87,18 +88,18 @@ def conv_relu2d(
 
 
 def corr2d(X: Tensor, K: Tensor) -> Tensor:  # noqa: N803 - the book's names
-    """The book's cross-correlation of one image (D2L 7.2.1, 7.4.1, 7.4.2), by the ranks of its arguments.
+    """The book's cross-correlation of one image (D2L 7.2.1, 7.4.1, 7.4.2), by its arguments' ranks.
 
-    ======================  ==========================  ==================  =============================
-    X                       K                           result              the book's name
-    ======================  ==========================  ==================  =============================
-    ``(H, W)``              ``(R, S)``                  ``(H', W')``        ``corr2d``
-    ``(C, H, W)``           ``(C, R, S)``               ``(H', W')``        ``corr2d_multi_in``
-    ``(C, H, W)``           ``(K, C, R, S)``            ``(K, H', W')``     ``corr2d_multi_in_out``
-    ======================  ==========================  ==================  =============================
+    =============  =================  ================  =======================
+    X              K                  result            the book's name
+    =============  =================  ================  =======================
+    ``(H, W)``     ``(R, S)``         ``(H', W')``      ``corr2d``
+    ``(C, H, W)``  ``(C, R, S)``      ``(H', W')``      ``corr2d_multi_in``
+    ``(C, H, W)``  ``(K, C, R, S)``   ``(K, H', W')``   ``corr2d_multi_in_out``
+    =============  =================  ================  =======================
 
-    With ``H' = H - R + 1`` and ``W' = W - S + 1``. Same as ``torch.nn.functional.conv2d`` on X and K with
-    the missing dimensions put in front. Errors are those of :func:`conv2d`.
+    With ``H' = H - R + 1`` and ``W' = W - S + 1``. Same as ``torch.nn.functional.conv2d`` on X and
+    K with the missing dimensions put in front. Errors are those of :func:`conv2d`.
 
     Example:
         >>> import torch

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from d2lops.backends import kernels, shape_rule
@@ -17,8 +16,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Same as ``torch.nn.functional.linear(input, weight, bias)``. D2L 3.1.
 
     Args:
-        input: ``(*, K)``, any number of dimensions, any strides; float32, float64, bfloat16 or float16
-            (the 16-bit ones are summed in float32).
+        input: ``(*, K)``, any number of dimensions, any strides; float32, float64, bfloat16 or
+            float16 (the 16-bit ones are summed in float32).
         weight: ``(N, K)`` or ``(K,)``.
         bias: ``(N,)``, or one number.
 
@@ -42,8 +41,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply by the transposed weight, add the bias and clamp at zero, in one kernel.
 
-    Same as ``torch.nn.functional.relu(torch.nn.functional.linear(input, weight, bias))``. Neither the
-    product before the ReLU nor, in backward, the masked gradient exists in memory. D2L 5.1.
+    Same as ``torch.nn.functional.relu(torch.nn.functional.linear(input, weight, bias))``. Neither
+    the product before the ReLU nor, in backward, the masked gradient exists in memory. D2L 5.1.
 
     Arguments, result and errors are those of :func:`linear`.
 
