@@ -12,11 +12,12 @@ import d2lops
 from d2lops import backends
 
 
-def environment() -> dict[str, str | int]:
+def environment() -> dict[str, str | int | float]:
     return {
         "processor": _processor(),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),  # a busy machine makes every number doubtful
         "library": "cpu_{} ({})".format(*backends.cpu_library),
         "d2lops": d2lops.__version__,
         "commit": _commit(),

@@ -6,6 +6,7 @@ A case cannot be faster than copying its bytes, nor than doing its flops in regi
 import functools
 import itertools
 import math
+import time
 
 import torch
 from torch.utils.benchmark import Timer
@@ -31,7 +32,7 @@ def flops_per_second(dtype: torch.dtype) -> float:
     if dtype.itemsize == 2:  # computed with as float32
         return flops_per_second(torch.float32)
     x = torch.zeros(2**14 * torch.get_num_threads(), dtype=dtype)
-    rounds = 5000
+    rounds = 1000
     seconds = _fastest("fma_chain(x, rounds)", fma_chain=fma_chain, x=x, rounds=rounds)
     return 2 * x.numel() * rounds / seconds
 
@@ -51,5 +52,8 @@ def calls_for(timer: Timer, seconds: float) -> int:
 def _fastest(statement: str, **names: object) -> float:
     """The best of many short rounds: what disturbs a limit only ever makes it look lower."""
     timer = Timer(statement, globals=names, num_threads=torch.get_num_threads())
-    calls = calls_for(timer, seconds=0.001)
-    return min(timer.timeit(calls).mean for _ in range(30))
+    calls = calls_for(timer, seconds=0.0005)
+    best, end = math.inf, time.perf_counter() + 0.4
+    while time.perf_counter() < end:
+        best = min(best, timer.timeit(calls).mean)
+    return best
