@@ -73,23 +73,20 @@ void bias_grad(const Extent& extent, const Planes<T>& g, const Planes<T>& y, T* 
   const int64_t parts = channels_last ? (pixels + kChunk - 1) / kChunk : extent.images;
   std::vector<A> partial(parts * extent.channels);
   if (channels_last) {
-    parallel_for(0, parts, std::max<int64_t>(1, 64 / extent.channels),
-                 [&](int64_t begin, int64_t end) {
-                   for (int64_t part = begin; part < end; ++part) {
-                     sum_pixels(extent, g, y, part * kChunk,
-                                std::min<int64_t>(kChunk, pixels - part * kChunk),
-                                partial.data() + part * extent.channels);
-                   }
-                 });
+    parallel_for(0, parts, grain(8 * kChunk * extent.channels), [&](int64_t begin, int64_t end) {
+      for (int64_t part = begin; part < end; ++part) {
+        sum_pixels(extent, g, y, part * kChunk, std::min<int64_t>(kChunk, pixels - part * kChunk),
+                   partial.data() + part * extent.channels);
+      }
+    });
   } else {
     const int64_t plane = extent.height * extent.width;
-    parallel_for(
-        0, parts * extent.channels, 16384 / (plane + 1) + 1, [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; ++i) {
-            const int64_t n = i / extent.channels, c = i % extent.channels;
-            partial[i] = sum_plane<T, A>(extent, g, y, n * g.n + c * g.c, n * y.n + c * y.c);
-          }
-        });
+    parallel_for(0, parts * extent.channels, grain(8 * plane), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t n = i / extent.channels, c = i % extent.channels;
+        partial[i] = sum_plane<T, A>(extent, g, y, n * g.n + c * g.c, n * y.n + c * y.c);
+      }
+    });
   }
   for (int64_t c = 0; c < extent.channels; ++c) {
     A sum = 0;

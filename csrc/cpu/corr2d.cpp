@@ -157,22 +157,23 @@ void correlate_packed(int64_t groups, const GroupStep& step, const Im2col<T>& x,
   const int64_t m = out.channels_first ? step.outputs : pixels,
                 n = out.channels_first ? pixels : step.outputs;
   const Tiling tiling(m, n, groups, torch::stable::get_num_threads(), kCols<A>);
-  parallel_for(0, groups * tiling.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t group = task / tiling.count(), tile = task % tiling.count();
-      Im2col<T> image = x;
-      image.image += group * step.planes * x.strides.c;
-      if (x.mask) image.mask += group * step.planes * x.mask_strides.c;
-      TapWeights<T> weight = weights;
-      weight.data += group * step.weights;
-      const ImageWriter<T> writer = writer_of_group(out, group, step);
-      if (out.channels_first) {
-        gemm_tile<A>(tiling, tile, 0, depth, weight, image, writer);
-      } else {
-        gemm_tile<A>(tiling, tile, 0, depth, image, weight, writer);
-      }
-    }
-  });
+  parallel_for(0, groups * tiling.count(), grain(tiling.rows * tiling.cols * depth),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t task = begin; task < end; ++task) {
+                   const int64_t group = task / tiling.count(), tile = task % tiling.count();
+                   Im2col<T> image = x;
+                   image.image += group * step.planes * x.strides.c;
+                   if (x.mask) image.mask += group * step.planes * x.mask_strides.c;
+                   TapWeights<T> weight = weights;
+                   weight.data += group * step.weights;
+                   const ImageWriter<T> writer = writer_of_group(out, group, step);
+                   if (out.channels_first) {
+                     gemm_tile<A>(tiling, tile, 0, depth, weight, image, writer);
+                   } else {
+                     gemm_tile<A>(tiling, tile, 0, depth, image, weight, writer);
+                   }
+                 }
+               });
 }
 
 // The same by slabs (padded.h): windows of several places.
@@ -181,7 +182,7 @@ void correlate_in_slabs(int64_t groups, const GroupStep& step, const Im2col<T>& 
                         const std::vector<Place>& rows, const std::vector<Place>& cols,
                         const TapWeights<T>& weights, ImageWriter<T> out) {
   PackedWeights<T> packed(groups, step.outputs, depth);
-  parallel_for(0, groups * packed.panels, 1 + 16384 / (kRows * depth),
+  parallel_for(0, groups * packed.panels, grain(8 * kRows * depth),
                [&](int64_t begin, int64_t end) {
                  for (int64_t i = begin; i < end; ++i) {
                    TapWeights<T> weight = weights;
@@ -199,7 +200,8 @@ void correlate_in_slabs(int64_t groups, const GroupStep& step, const Im2col<T>& 
   const int64_t blocks = (x.grid.height + out_rows - 1) / out_rows;
   const Slab<T> slab(x, step.planes, rows, cols, out_rows);
   out.channels_first = true;
-  parallel_for(0, x.grid.images * groups * blocks, 1, [&](int64_t begin, int64_t end) {
+  const int64_t work = out_rows * slab.width() * step.outputs * depth;
+  parallel_for(0, x.grid.images * groups * blocks, grain(work), [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t a = task % blocks * out_rows, group = task / blocks % groups,
                     n = task / blocks / groups;
@@ -228,14 +230,14 @@ void correlate_depthwise(int64_t channels, const Im2col<T>& x, const std::vector
   }
   const int64_t rows = x.grid.images * x.grid.height, row_size = x.grid.width * count;
   if (pixels) {
-    parallel_for(0, rows, 1 + 8192 / (row_size * channels + 1), [&](int64_t begin, int64_t end) {
+    parallel_for(0, rows, grain(8 * row_size * channels), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         depthwise_pixels(x, taps, channels, w.data(), out, row / x.grid.height,
                          row % x.grid.height);
       }
     });
   } else {
-    parallel_for(0, rows * channels, 1 + 8192 / (row_size + 1), [&](int64_t begin, int64_t end) {
+    parallel_for(0, rows * channels, grain(8 * row_size), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t a = i % x.grid.height, c = i / x.grid.height % channels,
                       n = i / x.grid.height / channels;
@@ -325,12 +327,12 @@ template <typename T, typename A>
 void add_parts(std::vector<A>& partial, int64_t parts, int64_t rows, int64_t row_step,
                int64_t tap_step, const std::vector<Tap>& taps, T* dw) {
   const auto n = static_cast<int64_t>(taps.size()), part = rows * n;
-  parallel_for(0, part, 1 + 16384 / (parts + 1), [&](int64_t begin, int64_t end) {
+  parallel_for(0, part, grain(8 * parts), [&](int64_t begin, int64_t end) {
     for (int64_t p = 1; p < parts; ++p) {
       for (int64_t i = begin; i < end; ++i) partial[i] += partial[p * part + i];
     }
   });
-  parallel_for(0, rows, 1 + 16384 / n, [&](int64_t begin, int64_t end) {
+  parallel_for(0, rows, grain(8 * n), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       for (int64_t t = 0; t < n; ++t) {
         store1(dw + row * n + taps[t].weight, partial[row * row_step + t * tap_step]);
@@ -350,21 +352,24 @@ void depthwise_weight_grad(int64_t channels, const Im2col<T>& g, const Im2col<T>
   if (x.strides.c == 1) {
     const int64_t parts = std::clamp<int64_t>(rows, 1, 32), block = (rows + parts - 1) / parts;
     std::vector<A> partial(parts * count * channels);
-    parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin * block; row < std::min(end * block, rows); ++row) {
-        depthwise_weight_pixels(g, x, taps, channels, row / height, row % height,
-                                partial.data() + row / block * count * channels);
-      }
-    });
+    parallel_for(0, parts, grain(8 * block * g.grid.width * count * channels),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t row = begin * block; row < std::min(end * block, rows); ++row) {
+                     depthwise_weight_pixels(g, x, taps, channels, row / height, row % height,
+                                             partial.data() + row / block * count * channels);
+                   }
+                 });
     add_parts(partial, parts, channels, 1, channels, taps, dw);
   } else {
     const int64_t parts = std::max<int64_t>(g.grid.images, 1);
     std::vector<A> partial(parts * channels * count);
-    parallel_for(0, g.grid.images * channels, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        depthwise_weight_plane(g, x, taps, i % channels, i / channels, partial.data() + i * count);
-      }
-    });
+    parallel_for(0, g.grid.images * channels, grain(8 * height * g.grid.width * count),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t i = begin; i < end; ++i) {
+                     depthwise_weight_plane(g, x, taps, i % channels, i / channels,
+                                            partial.data() + i * count);
+                   }
+                 });
     add_parts(partial, parts, channels, count, 1, taps, dw);
   }
 }
@@ -388,21 +393,23 @@ void weight_grad_packed(const Geometry& geo, Im2col<T> g, Im2col<T> x, const std
   const int64_t chunks = std::max<int64_t>(1, std::min((32 + tasks - 1) / tasks, pixels / 1024));
   const int64_t chunk = ((pixels + chunks - 1) / chunks + kDepth - 1) / kDepth * kDepth;
   std::vector<A> partial(chunks * geo.groups * m * n);
-  parallel_for(0, chunks * tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t group = task / tiling.count() % geo.groups, tile = task % tiling.count();
-      const int64_t first = task / tasks * chunk;
-      A* to = partial.data() + (task / tasks * geo.groups + group) * m * n;
-      Im2col<T> a = g, b = x;
-      a.image += group * geo.out * g.strides.c;
-      if (a.mask) a.mask += group * geo.out * g.mask_strides.c;
-      b.image += group * geo.in * x.strides.c;
-      const auto store = [&](int64_t i, int64_t j, int rows, int cols, const A* c) {
-        for (int r = 0; r < rows; ++r) write_row(c + r * kCols<A>, cols, to + (i + r) * n + j, 1);
-      };
-      gemm_tile<A>(tiling, tile, first, std::min(first + chunk, pixels), a, b, store);
-    }
-  });
+  parallel_for(
+      0, chunks * tasks, grain(chunk * tiling.rows * tiling.cols), [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task) {
+          const int64_t group = task / tiling.count() % geo.groups, tile = task % tiling.count();
+          const int64_t first = task / tasks * chunk;
+          A* to = partial.data() + (task / tasks * geo.groups + group) * m * n;
+          Im2col<T> a = g, b = x;
+          a.image += group * geo.out * g.strides.c;
+          if (a.mask) a.mask += group * geo.out * g.mask_strides.c;
+          b.image += group * geo.in * x.strides.c;
+          const auto store = [&](int64_t i, int64_t j, int rows, int cols, const A* c) {
+            for (int r = 0; r < rows; ++r)
+              write_row(c + r * kCols<A>, cols, to + (i + r) * n + j, 1);
+          };
+          gemm_tile<A>(tiling, tile, first, std::min(first + chunk, pixels), a, b, store);
+        }
+      });
   add_parts(partial, chunks, geo.groups * m, n, 1, taps, dw);
 }
 
@@ -422,16 +429,19 @@ void weight_grad_in_slabs(const Geometry& geo, const Im2col<T>& g, const Im2col<
   const int64_t parts = std::clamp<int64_t>(tasks, 1, 32), run = (tasks + parts - 1) / parts;
   const Slab<T> slab(x, geo.in, rows, cols, out_rows);
   std::vector<A> partial(parts * geo.groups * geo.out * n);
-  parallel_for(0, parts * geo.groups, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t part = i / geo.groups, group = i % geo.groups;
-      for (int64_t task = part * run; task < std::min((part + 1) * run, tasks); ++task) {
-        const int64_t a = task % blocks * out_rows;
-        weight_grad_padded(slab, g, geo.out, n, task / blocks, group * geo.out, group * geo.in, a,
-                           std::min(out_rows, x.grid.height - a), partial.data() + i * geo.out * n);
-      }
-    }
-  });
+  parallel_for(0, parts * geo.groups, grain(run * out_rows * x.grid.width * geo.out * n),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t i = begin; i < end; ++i) {
+                   const int64_t part = i / geo.groups, group = i % geo.groups;
+                   for (int64_t task = part * run; task < std::min((part + 1) * run, tasks);
+                        ++task) {
+                     const int64_t a = task % blocks * out_rows;
+                     weight_grad_padded(slab, g, geo.out, n, task / blocks, group * geo.out,
+                                        group * geo.in, a, std::min(out_rows, x.grid.height - a),
+                                        partial.data() + i * geo.out * n);
+                   }
+                 }
+               });
   add_parts(partial, parts, geo.groups * geo.out, n, 1, taps, dw);
 }
 

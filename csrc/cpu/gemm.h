@@ -40,6 +40,10 @@ constexpr int kDepth = 192;
 constexpr int64_t kTileRows = 384;
 constexpr int64_t kTileCols = 480;
 
+// How many tasks of so many multiply-adds each are worth a thread: a hundred thousand, some
+// microseconds.
+inline int64_t grain(int64_t multiply_adds) { return 1 + 131072 / (multiply_adds + 1); }
+
 // A reader R of an (I x K) matrix has
 //   bool along_depth()                     whether its rows run along k (at fixed i) or along i (at
 //   fixed k) Start start(int64_t first, int n)      what rows that cover first ... first + n - 1

@@ -23,7 +23,7 @@ void few_rows(int64_t m, int64_t n, int64_t depth, const Matrix<T>& a, const Mat
               const Epilogue<T>& epilogue, T* out) {
   using A = Accumulator<T>;
   constexpr int lanes = kLanes<A>, group = 4;
-  parallel_for(0, (n + group - 1) / group, 1 + 8192 / (group * (depth + 1)),
+  parallel_for(0, (n + group - 1) / group, grain(16 * group * depth),
                [&](int64_t begin, int64_t end) {
                  for (int64_t j = begin * group; j < std::min(end * group, n); j += group) {
                    const int rows = static_cast<int>(std::min<int64_t>(group, n - j));
@@ -68,10 +68,11 @@ void product(int64_t m, int64_t n, int64_t depth, const Matrix<T>& a, const Matr
       write_row(c, cols, out + (i + r) * n + j, 1);
     }
   };
-  parallel_for(0, tiling.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile)
-      gemm_tile<A>(tiling, tile, 0, depth, a, b, store);
-  });
+  parallel_for(0, tiling.count(), grain(tiling.rows * tiling.cols * depth),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t tile = begin; tile < end; ++tile)
+                   gemm_tile<A>(tiling, tile, 0, depth, a, b, store);
+               });
 }
 
 // Element (i, k) of a reader is x[i, k], or x[k, i] if transposed; likewise for its mask y.
