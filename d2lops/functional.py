@@ -7,8 +7,22 @@ script needs: names that d2lops does not have are handed on from torch.
 import torch.nn.functional as _torch
 
 from d2lops.ops.dropout import dropout
+from d2lops.ops.pool2d import (
+    adaptive_avg_pool2d,
+    adaptive_max_pool2d,
+    avg_pool2d,
+    max_pool2d,
+    pool2d,
+)
 
-__all__ = ["dropout"]
+__all__ = [
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "avg_pool2d",
+    "dropout",
+    "max_pool2d",
+    "pool2d",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,4 @@
-// Pooling (D2L 6.5): the maximum or the average of each window, and the adjoints. csrc/cpu/pool2d.h
+// Pooling (D2L 7.5): the maximum or the average of each window, and the adjoints. csrc/cpu/pool2d.h
 // has what happens at a pixel, csrc/common/window.h has the windows.
 //
 // Tiling: the lanes of a vector are channels, which share windows. Where channels lie side by side
@@ -12,13 +12,11 @@
 // Bytes: each input and output once, and one for the argmax. Arithmetic: 2 comparisons and 4 blends
 // a tap for max, 1 addition for average, over all lanes; 1/4 to 1/2 shuffle an element for the
 // transposition. Main memory limits windows of up to about 3x3, the arithmetic larger ones.
-#include "cpu/pool2d.h"
-
 #include <algorithm>
-#include <memory>
 #include <tuple>
 
 #include "cpu/pool2d_argmax.h"
+#include "cpu/pool2d_tiles.h"
 #include "cpu/tensor.h"
 
 namespace d2lops {
@@ -28,244 +26,6 @@ template <typename T>
 Operand<T> operand(T* data, const Tensor& x) {
   return {data, x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
 }
-
-// The sources of a range of targets.
-Range sources_of(const Axis& axis, Range targets) {
-  Range sources{std::numeric_limits<int64_t>::max(), 0};
-  for (int64_t t = targets.begin; t < targets.end; ++t) {
-    const Axis::Target& target = axis.targets[t];
-    if (target.count == 0) continue;
-    sources.begin = std::min(sources.begin, target.first);
-    sources.end = std::max(sources.end, target.first + (target.count - 1) * axis.step + 1);
-  }
-  return sources.end == 0 ? Range{0, 0} : sources;
-}
-
-// Some rows and columns of several planes, with the planes side by side: pixel after pixel, each a
-// vector of E.
-template <typename E>
-struct Tile {
-  static constexpr int lanes = kLanes<E>;
-  Range rows{}, columns{};
-  std::unique_ptr<E[]> data;
-  int64_t capacity = 0;
-
-  Image<E> reset(Range new_rows, Range new_columns) {
-    rows = new_rows;
-    columns = new_columns;
-    const int64_t needed = rows.size() * columns.size() * lanes;
-    if (needed > capacity) {
-      data.reset(new E[needed]);
-      capacity = needed;
-    }
-    return {data.get(), columns.size() * lanes, lanes, rows.begin, columns.begin};
-  }
-
-  template <typename T>
-  void read(const Operand<T>& x, const int64_t (&planes)[lanes]) {
-    runs(x, [&](int64_t first, int64_t pixels, E* tile) {
-      const T* from = x.data + first;
-      blocks(
-          x.w, pixels,
-          [&](int64_t p) {
-            Vec<E> block[lanes];
-            for (int l = 0; l < lanes; ++l) block[l] = load_lanes<Vec<E>>(from + planes[l] + p);
-            transpose<lanes, E>(block);
-            for (int l = 0; l < lanes; ++l) store(tile + (p + l) * lanes, block[l]);
-          },
-          [&](int64_t p) {
-            for (int l = 0; l < lanes; ++l) {
-              tile[p * lanes + l] = load_lanes<E>(from + planes[l] + p * x.w);
-            }
-          });
-    });
-  }
-
-  // Only the first `count` planes.
-  template <typename T>
-  void write(const Operand<T>& y, const int64_t (&planes)[lanes], int count) {
-    runs(y, [&](int64_t first, int64_t pixels, const E* tile) {
-      T* to = y.data + first;
-      blocks(
-          y.w, pixels,
-          [&](int64_t p) {
-            Vec<E> block[lanes];
-            for (int l = 0; l < lanes; ++l) block[l] = load_bytes<Vec<E>>(tile + (p + l) * lanes);
-            transpose<lanes, E>(block);
-            for (int l = 0; l < count; ++l) store_lanes(to + planes[l] + p, block[l]);
-          },
-          [&](int64_t p) {
-            for (int l = 0; l < count; ++l) {
-              store_lanes(to + planes[l] + p * y.w, tile[p * lanes + l]);
-            }
-          });
-    });
-  }
-
- private:
-  // f(where in a plane, how many pixels, where in the tile) for each run of evenly spaced pixels.
-  template <typename T, typename F>
-  void runs(const Operand<T>& x, F&& f) const {
-    const int64_t first = rows.begin * x.h + columns.begin * x.w;
-    if (columns.size() * x.w == x.h) {
-      f(first, rows.size() * columns.size(), data.get());
-      return;
-    }
-    for (int64_t r = 0; r < rows.size(); ++r) {
-      f(first + r * x.h, columns.size(), data.get() + r * columns.size() * lanes);
-    }
-  }
-
-  // A run in square blocks, of which the last may overlap the one before it, or pixel by pixel.
-  template <typename Block, typename Pixel>
-  static void blocks(int64_t stride, int64_t pixels, Block&& block, Pixel&& pixel) {
-    if (stride == 1 && pixels >= lanes) {
-      for (int64_t p = 0; p + lanes <= pixels; p += lanes) block(p);
-      if (pixels % lanes != 0) block(pixels - lanes);
-    } else {
-      for (int64_t p = 0; p < pixels; ++p) pixel(p);
-    }
-  }
-};
-
-template <Op op, typename T, typename J>
-struct Pool {
-  using A = Accumulator<T>;
-  static constexpr int lanes = kLanes<A>;
-  // In pixels, sources and targets together: 96 KiB, and what is too much by far.
-  static constexpr int64_t tile_pixels = 96 * 1024 / kVectorBytes;
-  static constexpr int64_t most_tile_pixels = 64 * tile_pixels;
-
-  Axis rows, columns;
-  int64_t pitch;
-  int64_t images, channels;
-  Operand<const T> source;
-  Operand<T> target;
-  Operand<J> argmax;
-
-  void run() const {
-    if (source.c == 1 && target.c == 1 && (op != Op::max || argmax.c == 1) && channels >= lanes) {
-      run_in_place();
-    } else if (op != Op::average_adjoint && has_long_runs()) {
-      run_along_rows();
-    } else {
-      run_in_tiles();
-    }
-  }
-
- private:
-  int64_t height() const { return rows.targets.size(); }
-  int64_t width() const { return columns.targets.size(); }
-
-  static int64_t grain(int64_t elements_per_task) {
-    return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, elements_per_task));
-  }
-
-  Pooling<op, T, J> in_place(int64_t image, int64_t channel) const {
-    return {rows,
-            columns,
-            pitch,
-            source.plane(image, channel),
-            target.plane(image, channel),
-            argmax.plane(image, channel)};
-  }
-
-  void run_in_place() const {
-    parallel_for(0, images * height(), grain(width() * channels), [&](int64_t begin, int64_t end) {
-      while (begin < end) {
-        const int64_t image = begin / height(), first = begin % height();
-        const int64_t last = std::min(height(), first + end - begin);
-        in_place(image, 0).template run<Vec<A>>({first, last}, {0, width()}, channels);
-        begin += last - first;
-      }
-    });
-  }
-
-  // Whether every window has enough neighbours in memory to make up for merging lanes.
-  bool has_long_runs() const {
-    constexpr int64_t enough = op == Op::max ? 8 * lanes : lanes;
-    if (source.w != 1 || columns.step != 1) return false;
-    const auto pooling = in_place(0, 0);
-    for (const Axis::Target& column : columns.targets) {
-      if (column.count >= enough) continue;
-      if (!pooling.one_run(column)) return false;
-      for (const Axis::Target& row : rows.targets) {
-        if (row.count * column.count < enough) return false;
-      }
-    }
-    return true;
-  }
-
-  void run_along_rows() const {
-    const int64_t per_plane = rows.advance.size() * columns.advance.size();
-    parallel_for(0, images * channels, grain(per_plane), [&](int64_t begin, int64_t end) {
-      for (int64_t plane = begin; plane < end; ++plane) {
-        const auto pooling = in_place(plane / channels, plane % channels);
-        for (int64_t h = 0; h < height(); ++h) {
-          for (int64_t w = 0; w < width(); ++w) pooling.pixel_along_rows(h, w);
-        }
-      }
-    });
-  }
-
-  void run_in_tiles() const {
-    const int64_t groups = ceil_div(images * channels, lanes);
-    // Bands of targets, with room for their sources.
-    const int64_t across = std::min<int64_t>(width(), 256);
-    const int64_t sources_across = ceil_div(across * int64_t(columns.advance.size()), width());
-    const int64_t sources_down = ceil_div(rows.advance.size(), height());
-    const int64_t down =
-        std::clamp<int64_t>(tile_pixels / (across + sources_down * sources_across), 1, height());
-    const int64_t bands_across = ceil_div(width(), across), bands_down = ceil_div(height(), down);
-    const int64_t bands = bands_across * bands_down;
-    parallel_for(0, groups * bands, grain(down * across * lanes), [&](int64_t begin, int64_t end) {
-      Tiles tiles;
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t first = task / bands * lanes, top = task % bands / bands_across * down;
-        const int64_t left = task % bands_across * across;
-        run_band(tiles, first, {top, std::min(top + down, height())},
-                 {left, std::min(left + across, width())});
-      }
-    });
-  }
-
-  struct Tiles {
-    Tile<A> source, target;
-    Tile<Index<A>> argmax;
-  };
-
-  // Target rows and columns of planes first ... first + lanes - 1.
-  void run_band(Tiles& tiles, int64_t first, Range h, Range w) const {
-    const int count = static_cast<int>(std::min<int64_t>(lanes, images * channels - first));
-    const Range sh = sources_of(rows, h), sw = sources_of(columns, w);
-    if (count <= 2 || sh.size() * sw.size() > most_tile_pixels) {
-      for (int64_t plane = first; plane < first + count; ++plane) {
-        const auto pooling = in_place(plane / channels, plane % channels);
-        pooling.template run<A>(h, w, 1);
-      }
-      return;
-    }
-    int64_t source_planes[lanes], target_planes[lanes], argmax_planes[lanes];
-    for (int l = 0; l < lanes; ++l) {
-      const int64_t plane = first + std::min(l, count - 1);
-      const int64_t image = plane / channels, channel = plane % channels;
-      source_planes[l] = image * source.n + channel * source.c;
-      target_planes[l] = image * target.n + channel * target.c;
-      argmax_planes[l] = image * argmax.n + channel * argmax.c;
-    }
-    Pooling<op, A, Index<A>> pooling{rows, columns, pitch, {}, {}, {}};
-    const Image<A> from = tiles.source.reset(sh, sw);
-    pooling.source = {from.data, from.row, from.column, from.h0, from.w0};
-    pooling.target = tiles.target.reset(h, w);
-    tiles.source.read(source, source_planes);
-    if constexpr (op == Op::max) pooling.argmax = tiles.argmax.reset(h, w);
-    pooling.template run<Vec<A>>(h, w, lanes);
-    tiles.target.write(target, target_planes, count);
-    if constexpr (op == Op::max) tiles.argmax.write(argmax, argmax_planes, count);
-  }
-};
-
-// Bindings.
 
 // The windows of a plane's rows and columns.
 template <typename Windows>
@@ -280,7 +40,7 @@ constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
 
 void check_image(const char* op, const char* name, const Tensor& x) {
   check_dim(op, name, x, 4);
-  for (int64_t d = 1; d < 4; ++d) {
+  for (int64_t d = 2; d < 4; ++d) {
     D2LOPS_CHECK(x.size(d) >= 1 && x.size(d) <= kMost, op, ": size ", d, " of ", name,
                  " must be between 1 and 2^31 - 1, got ", x.size(d));
   }
@@ -345,19 +105,29 @@ struct Divisor {
   std::optional<int64_t> override;
 };
 
-// What averages are divided by, along each axis; the adjoint multiplies by the inverse.
+// What averages are divided by, along each axis.
 template <typename Windows>
-void set_weights(Axis& rows, Axis& columns, const Grid<Windows>& grid, Divisor divisor,
-                 bool inverse) {
-  const auto set = [&](Axis& axis, const Windows& windows, std::optional<int64_t> override) {
-    for (int64_t o = 0; o < windows.outputs; ++o) {
-      const auto extent =
-          static_cast<double>(override ? *override : windows.extent(o, divisor.count_include_pad));
-      axis.weight.push_back(inverse ? 1 / extent : extent);
+void set_extents(Axis& axis, const Windows& windows, std::optional<int64_t> divisor,
+                 bool count_include_pad, bool adjoint) {
+  for (int64_t o = 0; o < windows.outputs; ++o) {
+    const int64_t extent = divisor ? *divisor : windows.extent(o, count_include_pad);
+    if (adjoint) {
+      axis.extent.push_back(static_cast<double>(extent));
+    } else {
+      axis.targets[o].extent = static_cast<double>(extent);
     }
-  };
-  set(rows, grid.rows, divisor.override);
-  set(columns, grid.columns, divisor.override ? std::optional<int64_t>(1) : std::nullopt);
+  }
+  if (!adjoint) return;
+  std::vector<int64_t> same_until(axis.extent.size());
+  for (int64_t o = same_until.size(); o-- > 0;) {
+    const bool same = o + 1 < windows.outputs && axis.extent[o] == axis.extent[o + 1];
+    same_until[o] = same ? same_until[o + 1] : o + 1;
+  }
+  for (Axis::Target& target : axis.targets) {
+    if (target.count > 0 && target.first + target.count <= same_until[target.first]) {
+      target.extent = axis.extent[target.first];
+    }
+  }
 }
 
 // `argmax` is for max alone.
@@ -368,7 +138,11 @@ void pool(const char* name, const Grid<Windows>& grid, const Tensor& source, con
   constexpr bool adjoint = op == Op::average_adjoint;
   Axis rows = adjoint ? adjoint_axis(grid.rows) : forward_axis(grid.rows);
   Axis columns = adjoint ? adjoint_axis(grid.columns) : forward_axis(grid.columns);
-  if (op != Op::max) set_weights(rows, columns, grid, divisor, adjoint);
+  if constexpr (op != Op::max) {
+    const auto across = divisor.override ? std::optional<int64_t>(1) : std::nullopt;
+    set_extents(rows, grid.rows, divisor.override, divisor.count_include_pad, adjoint);
+    set_extents(columns, grid.columns, across, divisor.count_include_pad, adjoint);
+  }
   dispatch_dtype(name, source, [&](auto zero) {
     using T = decltype(zero);
     const auto run = [&](auto index) {
@@ -568,7 +342,7 @@ void check_divisor(const char* op, std::optional<int64_t> divisor) {
 }
 
 Tensor avg_pool2d(const Tensor& x, const Sizes& kernel, const Sizes& stride, const Sizes& padding,
-                  bool ceil_mode, bool count_include_pad, std::optional<int64_t> divisor) {
+                  bool count_include_pad, std::optional<int64_t> divisor, bool ceil_mode) {
   const char* op = "avg_pool2d";
   check_image(op, "x", x);
   check_divisor(op, divisor);

@@ -29,10 +29,11 @@ struct Range {
 struct Axis {
   struct Target {
     int64_t first, count, tap;
+    double extent;  // averages only: what the target is divided by; 0 if that varies over sources
   };
   std::vector<Target> targets;
   std::vector<int64_t> advance;
-  std::vector<double> weight;  // of each window, for averages: its extent, or 1 / extent
+  std::vector<double> extent;  // of each window, the adjoint's source
   int64_t step = 1;
 
   Axis(int64_t target_count, int64_t source_count) : advance(source_count) {
@@ -42,7 +43,7 @@ struct Axis {
   template <typename Tap>
   void add(Span sources, Tap&& tap) {
     const int64_t base = sources.count > 0 ? tap(sources.first) - advance[sources.first] : 0;
-    targets.push_back({sources.first, sources.count, base});
+    targets.push_back({sources.first, sources.count, base, 0});
     step = sources.step;
   }
 };
@@ -97,7 +98,8 @@ struct Operand {
 template <typename V>
 struct IndexOf {
   using Element = std::remove_reference_t<decltype(V{}[0])>;
-  using type = Vec<std::conditional_t<sizeof(Element) == 8, int64_t, int32_t>>;
+  using type =
+      Vec<std::conditional_t<sizeof(Element) == 8, int64_t, int32_t>, sizeof(V) / sizeof(Element)>;
 };
 template <>
 struct IndexOf<float> {
@@ -172,7 +174,7 @@ struct Pooling {
   void pixel_along_rows(int64_t h, int64_t w) const {
     using V = Vec<A>;
     using I = Index<V>;
-    constexpr int64_t lanes = kLanes<A>;
+    constexpr int lanes = kLanes<A>;
     const Axis::Target& row = rows.targets[h];
     const Axis::Target& column = columns.targets[w];
     int64_t height = row.count, width = column.count;
@@ -197,12 +199,7 @@ struct Pooling {
                    lane + static_cast<Index<A>>(first + width - lanes));
       }
     }
-    State<A> all[lanes];
-    for (int64_t l = 0; l < lanes; ++l) all[l] = {state.total[l], state.where[l]};
-    for (int64_t half = lanes / 2; half > 0; half /= 2) {
-      for (int64_t l = 0; l < half; ++l) all[l].merge(all[l + half].total, all[l + half].where);
-    }
-    finish(h, w, 0, all[0]);
+    finish(row, column, h, w, 0, merged<lanes>(state));
   }
 
   // Whether a window's rows follow each other in memory, and in the order of their taps.
@@ -235,18 +232,43 @@ struct Pooling {
       }
     }
 
-    // Sources out of their order.
-    void merge(V x, I tap) {
+    // What others have seen, in whichever order.
+    void merge(const State& other) {
       if constexpr (op == Op::max) {
-        const bool wins =
-            x != x ? (total == total || tap > where) : (x > total || (x == total && tap < where));
+        const V x = other.total;
+        const I tap = other.where;
+        const auto wins = (x > total) | ((x == total) & (tap < where)) |
+                          ((x != x) & ((total == total) | (tap > where)));
         total = wins ? x : total;
         where = wins ? tap : where;
       } else {
-        total += x;
+        total += other.total;
       }
     }
   };
+
+  template <typename H, typename V>
+  static H half(const V& vector, int i) {
+    return load_bytes<H>(reinterpret_cast<const char*>(&vector) + i * sizeof(H));
+  }
+
+  // All lanes in one.
+  template <int N>
+  static State<A> merged(const State<Vec<A, N>>& state) {
+    if constexpr (N == 2) {
+      State<A> all{state.total[0], state.where[0]};
+      all.merge({state.total[1], state.where[1]});
+      return all;
+    } else {
+      State<Vec<A, N / 2>> halves[2];
+      for (int i = 0; i < 2; ++i) {
+        halves[i].total = half<Vec<A, N / 2>>(state.total, i);
+        halves[i].where = half<Index<Vec<A, N / 2>>>(state.where, i);
+      }
+      halves[0].merge(halves[1]);
+      return merged<N / 2>(halves[0]);
+    }
+  }
 
   int64_t first_tap(const Axis::Target& row, const Axis::Target& column) const {
     if (row.count == 0 || column.count == 0) return 0;
@@ -279,6 +301,7 @@ struct Pooling {
     const Axis::Target& column = columns.targets[w];
     State<V> states[B];
     for (auto& state : states) state = State<V>::begin(first_tap(row, column));
+    [[maybe_unused]] const bool varies = row.extent == 0 || column.extent == 0;
     for (int64_t i = 0, sh = row.first; i < row.count; ++i, sh += rows.step) {
       for (int64_t j = 0, sw = column.first; j < column.count; ++j, sw += columns.step) {
         const S* from = source.at(sh, sw) + c;
@@ -290,20 +313,22 @@ struct Pooling {
         for (int b = 0; b < B; ++b) {
           V x = load_lanes<V>(from + b * lanes);
           if constexpr (op == Op::average_adjoint) {
-            x *= static_cast<A>(rows.weight[sh] * columns.weight[sw]);
+            if (varies) x /= static_cast<A>(rows.extent[sh] * columns.extent[sw]);
           }
           states[b].take(x, here);
         }
       }
     }
-    for (int b = 0; b < B; ++b) finish(h, w, c + b * lanes, states[b]);
+    for (int b = 0; b < B; ++b) finish(row, column, h, w, c + b * lanes, states[b]);
   }
 
   template <typename V>
-  void finish(int64_t h, int64_t w, int64_t c, const State<V>& state) const {
+  void finish(const Axis::Target& row, const Axis::Target& column, int64_t h, int64_t w, int64_t c,
+              const State<V>& state) const {
     V total = state.total;
-    if constexpr (op == Op::average) {
-      total /= static_cast<A>(rows.weight[h] * columns.weight[w]);
+    if constexpr (op != Op::max) {
+      const double extent = row.extent * column.extent;
+      if (extent != 0) total /= static_cast<A>(extent);
     }
     store_lanes(target.at(h, w) + c, total);
     if constexpr (op == Op::max) store_lanes(argmax.at(h, w) + c, state.where);

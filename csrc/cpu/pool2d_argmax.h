@@ -38,7 +38,7 @@ struct Boxes {
   }
 
   int64_t outputs() const { return static_cast<int64_t>(origin.size()); }
-  int64_t reach() const { return (taps - 1) * dilation + 1; }
+  int64_t reach() const { return at_least(1, (taps - 1) * dilation + 1); }
   bool inside(int64_t o) const { return origin[o] >= 0 && origin[o] + reach() <= inputs; }
 };
 
@@ -122,7 +122,7 @@ class ArgmaxMap {
   Operand<const J> argmax;
 
   void gather(const Operand<const T>& x, const Operand<T>& y) const {
-    const Loop loop(*this, y.c == 1, x.w, x.c);
+    const Loop loop(*this, y.c == 1 || many_short_rows(channels), x.w, x.c);
     parallel_for(0, images * rows.outputs(), grain(columns.outputs() * channels),
                  [&](int64_t begin, int64_t end) {
                    Places<J> places(rows, columns, x.w);
@@ -146,28 +146,33 @@ class ArgmaxMap {
   }
 
  private:
+  // Of the two dimensions of the inner loops, the longer one should be innermost.
+  bool many_short_rows(int64_t channels) const {
+    return columns.outputs() < std::min<int64_t>(16, channels);
+  }
+
   static int64_t grain(int64_t elements) { return std::max<int64_t>(1, 16384 / elements); }
 
   // Visits the outputs of one row of windows, of some channels.
   struct Loop {
     const ArgmaxMap& map;
-    bool together;  // channel by channel within a window, or window by window within a channel
+    bool by_window;  // all channels of a window, then the next one; else all windows of a channel
     int64_t column, channel;  // strides of the places
     std::vector<Strip> strips;
 
-    Loop(const ArgmaxMap& map, bool together, int64_t column, int64_t channel)
+    Loop(const ArgmaxMap& map, bool by_window, int64_t column, int64_t channel)
         : map(map),
-          together(together),
+          by_window(by_window),
           column(column),
           channel(channel),
-          strips(make_strips(map.columns, map.stride > 0 && !together)) {}
+          strips(make_strips(map.columns, map.stride > 0 && !by_window)) {}
 
     // f(where an output is, where its place is, negative if it counts as zero), beginning at the
     // first of the channels. `y` has the strides of the outputs.
     template <typename O, typename F>
     void run(const Places<J>& places, const J* argmax, const O& y, int64_t channels, F&& f) const {
       const Operand<const J>& from = map.argmax;
-      if (together) {
+      if (by_window) {
         for (const Strip& s : strips) {
           strip(places, s, argmax + s.first * from.w, s.first * y.w, 0,
                 {channels, from.c, y.c, channel}, f);
@@ -256,7 +261,7 @@ class ArgmaxMap {
           row(buffered ? width : x.h),
           channel(buffered && !together ? slots * row : x.c),
           buffer(buffered ? slots * width * (together ? 1 : block) : 0),
-          loop(map, together, x.w, channel),
+          loop(map, together || map.many_short_rows(block), x.w, channel),
           places(map.rows, map.columns, x.w) {}
 
     void run(int64_t image, Range c, Range band) {
@@ -275,8 +280,12 @@ class ArgmaxMap {
         if (opened >= h) return;
         const int64_t end = std::min(std::max(h, opened + ahead), band.end);
         for (int64_t part = 0; part < parts; ++part) {
-          for (int64_t r = opened; r < end; ++r) {
-            std::fill_n(sums + part * channel + slot(r), width, B{});
+          if constexpr (buffered) {
+            for (int64_t r = opened; r < end; ++r) {
+              std::fill_n(sums + part * channel + slot(r), width, B{});
+            }
+          } else {
+            std::fill_n(sums + part * channel + slot(opened), (end - opened) * width, B{});
           }
         }
         opened = std::max(opened, end);
@@ -290,7 +299,9 @@ class ArgmaxMap {
               std::fill_n(done, width, T{});
             } else if constexpr (buffered) {
               const B* sum = sums + part * channel + slot(closed);
-              for (int64_t i = 0; i < width; ++i) store1(done + i, sum[i]);
+              int64_t i = 0;
+              for (; i + kLanes<A> <= width; i += kLanes<A>) store(done + i, load<A>(sum + i));
+              for (; i < width; ++i) store1(done + i, sum[i]);
             }
           }
         }
@@ -312,7 +323,11 @@ class ArgmaxMap {
             map.argmax.data + image * map.argmax.n + o * map.argmax.h + c.begin * map.argmax.c;
         loop.run(places, argmax, g, c.size(), [&](int64_t output, int64_t place) {
           if (place < 0) return;
-          store1(sums + place, load1<A>(sums + place) + load1<A>(from + output));
+          if constexpr (std::is_arithmetic_v<B>) {
+            sums[place] += load1<A>(from + output);
+          } else {
+            sums[place] = from[output];  // the only one
+          }
         });
       }
       close_until(band.end);
