@@ -12,9 +12,9 @@ def assert_as_accurate_as_torch(ours: Callable, theirs: Callable, *inputs: Tenso
     """Our output and gradients are as near to the exact ones as torch's, in the same dtype.
 
     Exact is what torch computes in float64. The rule: largest error of ours <= 2 x largest error of
-    torch's + eps x magnitude, where magnitude is the largest result for the inputs' absolute values: what a
-    single rounding of a partial sum may cost. In float64 torch is no better than its own reference:
-    either has the error that torch has in float32, in proportion.
+    torch's + eps x magnitude, where magnitude is the largest result for the inputs' absolute
+    values: what a single rounding of a partial sum may cost. In float64 torch is no better than its
+    own reference: either has the error that torch has in float32, in proportion.
     """
     torch.manual_seed(0)
     gradient = torch.randn(theirs(*inputs).shape, dtype=torch.float64).to(inputs[0].dtype)

@@ -67,9 +67,9 @@ def assert_same_pooling(ours_pool, torch_pool, x: Tensor) -> None:
     expected, expected_indices = torch_pool(theirs)
     torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(indices, expected_indices)
-    assert y.stride() == expected.stride() or not y.is_contiguous(
-        memory_format=torch.contiguous_format
-    ) == (x.stride(1) == 1 and x.size(1) > 1)
+    channels_last = x.stride(1) == 1 and x.size(1) > 1
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    assert y.is_contiguous(memory_format=memory_format)
     # Small integers: sums are exact in every dtype and order.
     g = torch.randint(-2, 3, y.shape, generator=torch.Generator().manual_seed(1)).to(x.dtype)
     (d_mine,) = torch.autograd.grad(y, mine, g)
@@ -277,21 +277,20 @@ def test_gradients_of_first_and_second_order(name, channels_last):
 
 
 def test_third_order():
-    """y = max(x)^3: the third derivative passes through gather and scatter once more."""
-    x = distinct(1, 2, 4, 4, dtype=torch.float64).requires_grad_()
-    expected = x.detach().clone().requires_grad_()
+    """The third derivative passes through gather and scatter once more."""
 
-    def third(pool, x):
+    def third(pool, x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        total = pool(x, 2).pow(4).sum()
         for _ in range(3):
-            (x_grad,) = torch.autograd.grad(
-                pool(x).pow(4).sum() if _ == 0 else total, x, create_graph=True
-            )
-            total = pool(x_grad).pow(2).sum()
-        return x_grad
+            (gradient,) = torch.autograd.grad(total, x, create_graph=True)
+            total = pool(gradient, 2).pow(2).sum()
+        return gradient.detach()
 
-    torch.testing.assert_close(
-        third(lambda x: ours.max_pool2d(x, 2), x), third(lambda x: F.max_pool2d(x, 2), expected)
-    )
+    x = distinct(1, 2, 4, 4, dtype=torch.float64)
+    for mine, builtin in ((ours.max_pool2d, F.max_pool2d), (ours.avg_pool2d, F.avg_pool2d)):
+        assert third(builtin, x).any()
+        torch.testing.assert_close(third(mine, x), third(builtin, x))
 
 
 def test_no_gradient_flows_into_indices():
@@ -469,7 +468,7 @@ def test_errors_are_torchs(name):
 def test_errors_of_our_own():
     with pytest.raises(ValueError, match="mode must be 'max' or 'avg', but got 'min'"):
         ours.pool2d(X, 2, "min")
-    with pytest.raises(NotImplementedError, match="dtype torch.int32; allowed: float32"):
+    with pytest.raises(NotImplementedError, match=r"dtype torch\.int32; allowed: float32"):
         ours.max_pool2d(X.int(), 2)
     with pytest.raises(RuntimeError, match=r"padding must be at most half .* got \(0, 3, 0, 0\)"):
         ours.max_pool2d(X, 4, padding=(0, 3, 0, 0))
@@ -591,7 +590,7 @@ windows = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     n=st.integers(0, 3), c=st.integers(1, 36), rows=windows, columns=windows,
     ceil_mode=st.booleans(), count_include_pad=st.booleans(),

@@ -170,36 +170,11 @@ struct Pooling {
     }
   }
 
-  // Target (h, w) of one plane, the lanes being neighbours in a row of the window.
-  void pixel_along_rows(int64_t h, int64_t w) const {
-    using V = Vec<A>;
-    using I = Index<V>;
-    constexpr int lanes = kLanes<A>;
-    const Axis::Target& row = rows.targets[h];
-    const Axis::Target& column = columns.targets[w];
-    int64_t height = row.count, width = column.count;
-    if (one_run(column)) {
-      width *= height;
-      height = 1;
+  // A part of the targets of one plane, the lanes being neighbours in a row of the window.
+  void run_along_rows(Range h, Range w) const {
+    for (int64_t row = h.begin; row < h.end; ++row) {
+      for (int64_t column = w.begin; column < w.end; ++column) pixel_along_rows(row, column);
     }
-    auto state = State<V>::begin(first_tap(row, column));
-    I lane;
-    for (int64_t l = 0; l < lanes; ++l) lane[l] = static_cast<Index<A>>(l);
-    for (int64_t i = 0, sh = row.first; i < height; ++i, sh += rows.step) {
-      const S* from = source.at(sh, column.first);
-      const int64_t first = tap(rows, row, sh) * pitch + tap(columns, column, column.first);
-      int64_t j = 0;
-      for (; j + lanes <= width; j += lanes) {
-        state.take(load_lanes<V>(from + j), lane + static_cast<Index<A>>(first + j));
-      }
-      if (j < width) {  // the last vector, of which some has been taken already
-        const V x = load_lanes<V>(from + width - lanes);
-        const I seen = lane < static_cast<Index<A>>(lanes - (width - j));
-        state.take(op == Op::average ? (seen ? V{} : x) : x,
-                   lane + static_cast<Index<A>>(first + width - lanes));
-      }
-    }
-    finish(row, column, h, w, 0, merged<lanes>(state));
   }
 
   // Whether a window's rows follow each other in memory, and in the order of their taps.
@@ -247,12 +222,7 @@ struct Pooling {
     }
   };
 
-  template <typename H, typename V>
-  static H half(const V& vector, int i) {
-    return load_bytes<H>(reinterpret_cast<const char*>(&vector) + i * sizeof(H));
-  }
-
-  // All lanes in one.
+  // All lanes in one: the upper half is merged with the lower one until a single lane is left.
   template <int N>
   static State<A> merged(const State<Vec<A, N>>& state) {
     if constexpr (N == 2) {
@@ -260,14 +230,17 @@ struct Pooling {
       all.merge({state.total[1], state.where[1]});
       return all;
     } else {
-      State<Vec<A, N / 2>> halves[2];
-      for (int i = 0; i < 2; ++i) {
-        halves[i].total = half<Vec<A, N / 2>>(state.total, i);
-        halves[i].where = half<Index<Vec<A, N / 2>>>(state.where, i);
-      }
-      halves[0].merge(halves[1]);
-      return merged<N / 2>(halves[0]);
+      return merged_halves<N / 2>(state, std::make_integer_sequence<int, N / 2>{});
     }
+  }
+  template <int N, int... I>
+  static State<A> merged_halves(const State<Vec<A, 2 * N>>& state,
+                                std::integer_sequence<int, I...>) {
+    State<Vec<A, N>> low{__builtin_shufflevector(state.total, state.total, I...),
+                         __builtin_shufflevector(state.where, state.where, I...)};
+    low.merge({__builtin_shufflevector(state.total, state.total, (N + I)...),
+               __builtin_shufflevector(state.where, state.where, (N + I)...)});
+    return merged<N>(low);
   }
 
   int64_t first_tap(const Axis::Target& row, const Axis::Target& column) const {
@@ -280,6 +253,38 @@ struct Pooling {
     const Axis::Target &row = rows.targets[h], &above = rows.targets[h - 1];
     return op == Op::average_adjoint && row.first == above.first && row.count == above.count &&
            target.column == channels;
+  }
+
+  // Target (h, w), the lanes being neighbours in a row of the window.
+  void pixel_along_rows(int64_t h, int64_t w) const {
+    using V = Vec<A>;
+    using I = Index<V>;
+    constexpr int lanes = kLanes<A>;
+    const Axis::Target& row = rows.targets[h];
+    const Axis::Target& column = columns.targets[w];
+    int64_t height = row.count, width = column.count;
+    if (one_run(column)) {
+      width *= height;
+      height = 1;
+    }
+    auto state = State<V>::begin(first_tap(row, column));
+    I lane;
+    for (int64_t l = 0; l < lanes; ++l) lane[l] = static_cast<Index<A>>(l);
+    for (int64_t i = 0, sh = row.first; i < height; ++i, sh += rows.step) {
+      const S* from = source.at(sh, column.first);
+      const int64_t first = tap(rows, row, sh) * pitch + tap(columns, column, column.first);
+      int64_t j = 0;
+      for (; j + lanes <= width; j += lanes) {
+        state.take(load_lanes<V>(from + j), lane + static_cast<Index<A>>(first + j));
+      }
+      if (j < width) {  // the last vector, of which some has been taken already
+        const V x = load_lanes<V>(from + width - lanes);
+        const I seen = lane < static_cast<Index<A>>(lanes - (width - j));
+        state.take(op == Op::average ? (seen ? V{} : x) : x,
+                   lane + static_cast<Index<A>>(first + width - lanes));
+      }
+    }
+    finish(row, column, h, w, 0, merged<lanes>(state));
   }
 
   // The last vector of a pixel overlaps the one before it, where the channels are no multiple.

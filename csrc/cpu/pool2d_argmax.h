@@ -49,7 +49,10 @@ class Places {
   Places(const Boxes& rows, const Boxes& columns, int64_t column_stride)
       : rows_(rows), columns_(columns), step_(columns.dilation * column_stride) {
     row_.resize(rows.taps);
-    if constexpr (sizeof(J) == 1) std::fill_n(table_, 256, -1);
+    if constexpr (sizeof(J) == 1) {
+      std::fill_n(table_, 256, -1);
+      for (int argmax = 0; argmax < 256; ++argmax) column_[argmax] = s(argmax) * columns.dilation;
+    }
   }
 
   // row_offset(h) is where row h is, or negative if it counts as zero.
@@ -76,11 +79,14 @@ class Places {
   }
 
   // Columns from the beginning of the window.
-  int64_t column(J argmax) const { return s(argmax) * columns_.dilation; }
+  int64_t column(J argmax) const {
+    if constexpr (sizeof(J) == 1) return column_[argmax];
+    return s(argmax) * columns_.dilation;
+  }
 
  private:
   int64_t s(J argmax) const {
-    return static_cast<uint32_t>(argmax) % static_cast<uint32_t>(columns_.taps);
+    return static_cast<uint32_t>(argmax) % static_cast<uint32_t>(at_least(1, columns_.taps));
   }
 
   const Boxes& rows_;
@@ -88,6 +94,7 @@ class Places {
   int64_t step_;
   std::vector<int64_t> row_;
   int64_t table_[sizeof(J) == 1 ? 256 : 1];
+  int64_t column_[sizeof(J) == 1 ? 256 : 1];
 };
 
 // Windows first ... first + count - 1 of a row, which begin at column, column + step, ... and lie
@@ -292,18 +299,19 @@ class ArgmaxMap {
       };
       // Rows that no window has opened are zero.
       const auto close_until = [&](int64_t h) {
-        for (const int64_t end = std::min(h, band.end); closed < end; ++closed) {
+        for (const int64_t end = std::min(h, band.end); closed < end;) {
+          const bool open = closed < opened;
+          int64_t next = open ? std::min(end, opened) : end;
+          if (buffered && open)
+            next = std::min(next, closed + slots - (closed - band.begin) % slots);
           for (int64_t part = 0; part < parts; ++part) {
             T* done = to + part * x.c + closed * x.h;
-            if (closed >= opened) {
-              std::fill_n(done, width, T{});
-            } else if constexpr (buffered) {
-              const B* sum = sums + part * channel + slot(closed);
-              int64_t i = 0;
-              for (; i + kLanes<A> <= width; i += kLanes<A>) store(done + i, load<A>(sum + i));
-              for (; i < width; ++i) store1(done + i, sum[i]);
+            if (!open) std::fill_n(done, (next - closed) * width, T{});
+            if constexpr (buffered) {
+              if (open) round(sums + part * channel + slot(closed), done, (next - closed) * width);
             }
           }
+          closed = next;
         }
         opened = std::max(opened, closed);
       };
@@ -314,7 +322,7 @@ class ArgmaxMap {
       });
       for (int64_t o = first - origins.begin(); o < map.rows.outputs(); ++o) {
         if (origins[o] >= band.end) break;
-        close_until(origins[o]);
+        if (slots < band.size()) close_until(origins[o]);
         open_until(origins[o] + map.rows.reach());
         places.enter(origins[o],
                      [&](int64_t h) { return h >= band.begin && h < band.end ? slot(h) : -1; });
@@ -331,6 +339,18 @@ class ArgmaxMap {
         });
       }
       close_until(band.end);
+    }
+
+    // The last vector overlaps the one before it.
+    static void round(const A* sums, T* done, int64_t count) {
+      constexpr int64_t lanes = kLanes<A>;
+      int64_t i = 0;
+      for (; i + lanes <= count; i += lanes) store(done + i, load<A>(sums + i));
+      if (count >= lanes) {
+        store(done + count - lanes, load<A>(sums + count - lanes));
+      } else {
+        for (; i < count; ++i) store1(done + i, sums[i]);
+      }
     }
   };
 };

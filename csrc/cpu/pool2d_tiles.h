@@ -128,8 +128,8 @@ struct Pool {
   void run() const {
     if (source.c == 1 && target.c == 1 && (op != Op::max || argmax.c == 1) && channels >= lanes) {
       run_in_place();
-    } else if (op != Op::average_adjoint && has_long_runs()) {
-      run_along_rows();
+    } else if (op == Op::average_adjoint ? has_many_equal_rows() : has_long_runs()) {
+      run_by_plane();
     } else {
       run_in_tiles();
     }
@@ -178,14 +178,21 @@ struct Pool {
     return true;
   }
 
-  void run_along_rows() const {
-    const int64_t per_plane = rows.advance.size() * columns.advance.size();
-    parallel_for(0, images * channels, grain(per_plane), [&](int64_t begin, int64_t end) {
+  // Whether most rows of the adjoint are copies of the ones above.
+  bool has_many_equal_rows() const {
+    return target.w == 1 && 8 * static_cast<int64_t>(rows.advance.size()) <= height();
+  }
+
+  void run_by_plane() const {
+    const int64_t pixels = height() * width() + rows.advance.size() * columns.advance.size();
+    parallel_for(0, images * channels, grain(pixels), [&](int64_t begin, int64_t end) {
       int64_t image = begin / channels, channel = begin % channels;
       for (int64_t plane = begin; plane < end; ++plane) {
         const auto pooling = in_place(image, channel);
-        for (int64_t h = 0; h < height(); ++h) {
-          for (int64_t w = 0; w < width(); ++w) pooling.pixel_along_rows(h, w);
+        if constexpr (op == Op::average_adjoint) {
+          pooling.template run<A>({0, height()}, {0, width()}, 1);
+        } else {
+          pooling.run_along_rows({0, height()}, {0, width()});
         }
         if (++channel == channels) ++image, channel = 0;
       }

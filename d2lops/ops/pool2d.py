@@ -25,8 +25,8 @@ def max_pool2d(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The maximum of each window of an image. D2L 7.5.
 
-    Same as ``torch.nn.functional.max_pool2d`` with the same arguments, but for integer tensors, which
-    have no kernels. A NaN in a window wins; of equal elements, the first.
+    Same as ``torch.nn.functional.max_pool2d`` with the same arguments, but for integer tensors,
+    which have no kernels here. A NaN in a window wins; of equal elements, the first.
 
     Args:
         input: (N, C, H, W) or (C, H, W), any strides; float32, float64, bfloat16 or float16.
@@ -45,7 +45,8 @@ def max_pool2d(
     Raises:
         TypeError: the input is no tensor, or an argument is not made of ints.
         NotImplementedError: a dtype, layout or device without kernels.
-        RuntimeError: a size that is empty, an argument out of range, or windows larger than the image.
+        RuntimeError: a size that is empty, an argument out of range, or windows larger than the
+            image.
 
     Example:
         >>> import torch
@@ -65,12 +66,13 @@ def max_pool2d(
 
 
 def adaptive_max_pool2d(
-    input: Tensor, output_size: int | None | Sequence[int | None], return_indices: bool = False
+    input: Tensor, output_size: int | Sequence[int | None] | None, return_indices: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The maximum of each window of an image, the windows sharing it out evenly. D2L 7.5.
 
-    Same as ``torch.nn.functional.adaptive_max_pool2d`` with the same arguments. Output ``(i, j)`` is the
-    maximum of rows ``i * H // H_out`` to ``ceil((i + 1) * H / H_out) - 1``, and columns likewise.
+    Same as ``torch.nn.functional.adaptive_max_pool2d`` with the same arguments. Output ``(i, j)``
+    is the maximum of rows ``i * H // H_out`` to ``ceil((i + 1) * H / H_out) - 1``, and columns
+    likewise.
 
     Args:
         input: (N, C, H, W) or (C, H, W), any strides; float32, float64, bfloat16 or float16.
@@ -127,7 +129,8 @@ def avg_pool2d(
     Raises:
         TypeError: the input is no tensor, or an argument is not made of ints.
         NotImplementedError: a dtype, layout or device without kernels.
-        RuntimeError: a size that is empty, an argument out of range, or windows larger than the image.
+        RuntimeError: a size that is empty, an argument out of range, or windows larger than the
+            image.
 
     Example:
         >>> import torch
@@ -145,11 +148,12 @@ def avg_pool2d(
     return _like(input, _avg_pool(x, "avg_pool2d", window, (ceil_mode,)))[0]
 
 
-def adaptive_avg_pool2d(input: Tensor, output_size: int | None | Sequence[int | None]) -> Tensor:
+def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
     """The average of each window of an image, the windows sharing it out evenly. D2L 7.5.
 
-    Same as ``torch.nn.functional.adaptive_avg_pool2d`` with the same arguments. Output ``(i, j)`` is the
-    average of rows ``i * H // H_out`` to ``ceil((i + 1) * H / H_out) - 1``, and columns likewise.
+    Same as ``torch.nn.functional.adaptive_avg_pool2d`` with the same arguments. Output ``(i, j)``
+    is the average of rows ``i * H // H_out`` to ``ceil((i + 1) * H / H_out) - 1``, and columns
+    likewise.
 
     Args:
         input: (N, C, H, W) or (C, H, W), any strides; float32, float64, bfloat16 or float16.
@@ -283,7 +287,7 @@ def _check_divisor(divisor: object) -> None:
         raise ValueError(f"avg_pool2d(): divisor_override must fit in 64 bits, but got {divisor}")
 
 
-def _output_size(op: str, x: Tensor, size: int | None | Sequence[int | None]) -> Pair:
+def _output_size(op: str, x: Tensor, size: int | Sequence[int | None] | None) -> Pair:
     if isinstance(size, Sequence) and len(size) == 2:
         size = tuple(x.shape[2 + i] if size[i] is None else size[i] for i in (0, 1))
     elif isinstance(size, Sequence):
@@ -294,8 +298,8 @@ def _output_size(op: str, x: Tensor, size: int | None | Sequence[int | None]) ->
     return both
 
 
-# Operators. `op` names a raw operator, and with a suffix its companions; `window` is what all of them
-# take, and `last` what the pooling itself takes besides.
+# Operators. `op` names a raw operator, and with a suffix its companions; `window` is what all of
+# them take, and `last` what the pooling itself takes besides.
 
 
 def _max_pool(
@@ -446,11 +450,8 @@ def _argmax_dtype(taps: int) -> torch.dtype:
 
 @shape_rule("max_pool2d")
 def _(x, kernel, stride, padding, dilation, ceil_mode):
-    size, channels_last = (
-        _pooled(x, kernel, stride, padding, dilation, ceil_mode),
-        is_channels_last(x),
-    )
-    dtype = _argmax_dtype(kernel[0] * kernel[1])
+    size = _pooled(x, kernel, stride, padding, dilation, ceil_mode)
+    channels_last, dtype = is_channels_last(x), _argmax_dtype(kernel[0] * kernel[1])
     return empty(x, size, channels_last), empty(x, size, channels_last, dtype)
 
 
