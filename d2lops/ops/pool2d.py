@@ -12,6 +12,7 @@ from d2lops.ops._function import Function, wants_grad
 from d2lops.ops._layout import empty, is_channels_last
 
 Pair = tuple[int, int]
+Padding = tuple[int, int, int, int]
 
 
 def max_pool2d(
@@ -56,13 +57,8 @@ def max_pool2d(
                  [13., 15.]]])
     """
     x = _image("max_pool2d", input)
-    kernel, step, pad = _windows("max_pool2d", kernel_size, stride, padding)
-    spacing = _pair("max_pool2d", "dilation", dilation)
-    _check_fit("max_pool2d", x, kernel, step, pad, spacing, ceil_mode)
-    y, indices = _max_pool(
-        x, "max_pool2d", (kernel, step, pad, spacing), (ceil_mode,), return_indices
-    )
-    return _like(input, y, indices) if return_indices else _like(input, y)[0]
+    window = _windows("max_pool2d", x, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pool(input, x, "max_pool2d", window, (ceil_mode,), return_indices)
 
 
 def adaptive_max_pool2d(
@@ -96,8 +92,7 @@ def adaptive_max_pool2d(
     """
     x = _image("adaptive_max_pool2d", input)
     size = _output_size("adaptive_max_pool2d", x, output_size)
-    y, indices = _max_pool(x, "adaptive_max_pool2d", (), (size,), return_indices)
-    return _like(input, y, indices) if return_indices else _like(input, y)[0]
+    return _max_pool(input, x, "adaptive_max_pool2d", (), (size,), return_indices)
 
 
 def avg_pool2d(
@@ -140,12 +135,11 @@ def avg_pool2d(
                  [10.5000, 12.5000]]])
     """
     x = _image("avg_pool2d", input)
-    kernel, step, pad = _windows("avg_pool2d", kernel_size, stride, padding)
+    kernel, step, pad, _ = _windows("avg_pool2d", x, kernel_size, stride, padding, 1, ceil_mode)
     if divisor_override is not None:
         _check_divisor(divisor_override)
-    _check_fit("avg_pool2d", x, kernel, step, pad, (1, 1), ceil_mode)
     window = (kernel, step, pad, count_include_pad, divisor_override)
-    return _like(input, _avg_pool(x, "avg_pool2d", window, (ceil_mode,)))[0]
+    return _avg_pool(input, x, "avg_pool2d", window, (ceil_mode,))
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
@@ -173,9 +167,9 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
         >>> F.adaptive_avg_pool2d(torch.arange(12.0).reshape(1, 3, 4), (1, 2))
         tensor([[[4.5000, 6.5000]]])
     """
-    x = _image("adaptive_avg_pool2d", input, may_be_empty=1)
+    x = _image("adaptive_avg_pool2d", input)
     size = _output_size("adaptive_avg_pool2d", x, output_size)
-    return _like(input, _avg_pool(x, "adaptive_avg_pool2d", (), (size,)))[0]
+    return _avg_pool(input, x, "adaptive_avg_pool2d", (), (size,))
 
 
 def pool2d(X: Tensor, pool_size: int | Sequence[int], mode: str = "max") -> Tensor:  # noqa: N803
@@ -214,20 +208,21 @@ def pool2d(X: Tensor, pool_size: int | Sequence[int], mode: str = "max") -> Tens
 # Arguments in canonical form.
 
 
-def _image(op: str, input: object, may_be_empty: int = 0) -> Tensor:
-    """`input` as (N, C, H, W), of which N, and `may_be_empty` sizes more, may be zero."""
+def _image(op: str, input: object) -> Tensor:
+    """`input` as (N, C, H, W), of which only N may be zero; C too, for the adaptive average."""
     check_tensor(op, "input", input)
-    x = batched(op, input)
-    if 0 in x.shape[1 + may_be_empty :]:
+    x = input if input.dim() == 4 else batched(op, input)
+    _, channels, height, width = x.shape
+    if height == 0 or width == 0 or (channels == 0 and op != "adaptive_avg_pool2d"):
         raise RuntimeError(
             f"{op}(): input must not be empty but for its batch, but has size {list(input.shape)}"
         )
     return x
 
 
-def _like(input: Tensor, *outputs: Tensor) -> tuple[Tensor, ...]:
-    """Outputs without a batch dimension, if the input has none."""
-    return outputs if input.dim() == 4 else tuple(y.squeeze(0) for y in outputs)
+def _like(input: Tensor, y: Tensor) -> Tensor:
+    """An output without a batch dimension, if the input has none."""
+    return y if input.dim() == 4 else y.squeeze(0)
 
 
 def _pair(op: str, name: str, value: int | Sequence[int]) -> Pair:
@@ -238,42 +233,38 @@ def _pair(op: str, name: str, value: int | Sequence[int]) -> Pair:
 
 def _windows(
     op: str,
+    x: Tensor,
     kernel_size: int | Sequence[int],
     stride: int | Sequence[int] | None,
     padding: int | Sequence[int],
-) -> tuple[Pair, Pair, tuple[int, int, int, int]]:
+    dilation: int | Sequence[int],
+    ceil_mode: bool,
+) -> tuple[Pair, Pair, Padding, Pair]:
+    """Kernel, stride, padding and dilation, with which at least one window fits into the image."""
     kernel = _pair(op, "kernel_size", kernel_size)
     step = kernel if stride is None or stride == [] else _pair(op, "stride", stride)
-    pad = (
-        (0, 0, 0, 0) if padding == 0 and type(padding) is int else padding4(op, "padding", padding)
-    )
-    return kernel, step, pad
-
-
-def _check_fit(
-    op: str,
-    x: Tensor,
-    kernel: Pair,
-    stride: Pair,
-    padding: tuple[int, int, int, int],
-    dilation: Pair,
-    ceil_mode: bool,
-) -> None:
-    """Windows may lie in the padding by half, and at least one fits into the padded image."""
-    for axis in (0, 1):
-        span = (kernel[axis] - 1) * dilation[axis] + 1
-        before, after = padding[2 * axis], padding[2 * axis + 1]
-        if 2 * before > span or 2 * after > span:
+    if type(padding) is int and 0 <= padding < 2**31:
+        pad = (padding, padding, padding, padding)
+    else:
+        pad = padding4(op, "padding", padding)
+    spacing = _pair(op, "dilation", dilation)
+    _, _, height, width = x.shape
+    for size, taps, spaces, first, last, slack in (
+        (height, kernel[0], spacing[0], pad[0], pad[1], step[0] - 1),
+        (width, kernel[1], spacing[1], pad[2], pad[3], step[1] - 1),
+    ):
+        span = (taps - 1) * spaces + 1
+        if 2 * first > span or 2 * last > span:
             raise RuntimeError(
                 f"{op}(): padding must be at most half of the window, which spans {span} with "
-                f"kernel_size {kernel} and dilation {dilation}, but got {padding}"
+                f"kernel_size {kernel} and dilation {spacing}, but got {pad}"
             )
-        most = x.shape[2 + axis] + before + after + (stride[axis] - 1 if ceil_mode else 0)
-        if span > most:
+        if span > size + first + last + (slack if ceil_mode else 0):
             raise RuntimeError(
                 f"{op}(): output would be empty: the window spans {span} with kernel_size {kernel} "
-                f"and dilation {dilation}, but input has size {list(x.shape)} and padding {padding}"
+                f"and dilation {spacing}, but input has size {list(x.shape)} and padding {pad}"
             )
+    return kernel, step, pad, spacing
 
 
 def _check_divisor(divisor: object) -> None:
@@ -288,6 +279,8 @@ def _check_divisor(divisor: object) -> None:
 
 
 def _output_size(op: str, x: Tensor, size: int | Sequence[int | None] | None) -> Pair:
+    if type(size) is int and 0 <= size < 2**31:
+        return size, size
     if isinstance(size, Sequence) and len(size) == 2:
         size = tuple(x.shape[2 + i] if size[i] is None else size[i] for i in (0, 1))
     elif isinstance(size, Sequence):
@@ -298,26 +291,27 @@ def _output_size(op: str, x: Tensor, size: int | Sequence[int | None] | None) ->
     return both
 
 
-# Operators. `op` names a raw operator, and with a suffix its companions; `window` is what all of
-# them take, and `last` what the pooling itself takes besides.
+# Operators. `x` is `input` with a batch dimension. `op` names a raw operator, and with a suffix its
+# companions; `window` is what all of them take, and `last` what the pooling itself takes besides.
 
 
 def _max_pool(
-    x: Tensor, op: str, window: tuple, last: tuple, return_indices: bool
-) -> tuple[Tensor, Tensor | None]:
+    input: Tensor, x: Tensor, op: str, window: tuple, last: tuple, return_indices: bool
+) -> Tensor | tuple[Tensor, Tensor]:
     if wants_grad(x):
         y, argmax = MaxPool2d.apply(x, op, window, last)
     else:
         y, argmax = getattr(kernels(x), op)(x, *window, *last)
     if not return_indices:
-        return y, None
-    return y, getattr(kernels(x), f"{op}_indices")(argmax, x.shape, *window)
+        return _like(input, y)
+    indices = getattr(kernels(x), f"{op}_indices")(argmax, x.shape, *window)
+    return _like(input, y), _like(input, indices)
 
 
-def _avg_pool(x: Tensor, op: str, window: tuple, last: tuple) -> Tensor:
+def _avg_pool(input: Tensor, x: Tensor, op: str, window: tuple, last: tuple) -> Tensor:
     if wants_grad(x):
-        return AvgPool2d.apply(x, op, window, last)
-    return getattr(kernels(x), op)(x, *window, *last)
+        return _like(input, AvgPool2d.apply(x, op, window, last))
+    return _like(input, getattr(kernels(x), op)(x, *window, *last))
 
 
 class MaxPool2d(Function):
