@@ -51,8 +51,8 @@ STABLE_TORCH_LIBRARY(d2lops, m) {
   m.def("adaptive_max_pool2d_indices(Tensor argmax, SymInt[] input_size) -> Tensor");
 
   m.def(
-      "avg_pool2d(Tensor x, int[] kernel, int[] stride, int[] padding, bool ceil_mode, "
-      "bool count_include_pad, int? divisor) -> Tensor");
+      "avg_pool2d(Tensor x, int[] kernel, int[] stride, int[] padding, bool count_include_pad, "
+      "int? divisor, bool ceil_mode) -> Tensor");
   m.def(
       "avg_pool2d_adjoint(Tensor g, SymInt[] input_size, int[] kernel, int[] stride, int[] "
       "padding, "

@@ -9,8 +9,27 @@ import torch.nn.functional as _torch
 from d2lops.ops.corr2d import conv2d, conv_relu2d, corr2d
 from d2lops.ops.dropout import dropout
 from d2lops.ops.linear_relu import linear, linear_relu
+from d2lops.ops.pool2d import (
+    adaptive_avg_pool2d,
+    adaptive_max_pool2d,
+    avg_pool2d,
+    max_pool2d,
+    pool2d,
+)
 
-__all__ = ["conv2d", "conv_relu2d", "corr2d", "dropout", "linear", "linear_relu"]
+__all__ = [
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "avg_pool2d",
+    "conv2d",
+    "conv_relu2d",
+    "corr2d",
+    "dropout",
+    "linear",
+    "linear_relu",
+    "max_pool2d",
+    "pool2d",
+]
 
 
 def __getattr__(name: str) -> object:

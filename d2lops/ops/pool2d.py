@@ -1,0 +1,491 @@
+"""Pooling (D2L 7.5): the maximum or the average of each window of an image."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d2lops.backends import kernels, shape_rule
+from d2lops.ops._checks import batched, check_least, check_tensor, numbers, padding4, pair
+from d2lops.ops._function import Function, wants_grad
+from d2lops.ops._layout import empty, is_channels_last
+
+Pair = tuple[int, int]
+Padding = tuple[int, int, int, int]
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The maximum of each window of an image. D2L 7.5.
+
+    Same as ``torch.nn.functional.max_pool2d`` with the same arguments, but for integer tensors,
+    which have no kernels here. A NaN in a window wins; of equal elements, the first.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), any strides; float32, float64, bfloat16 or float16.
+        kernel_size: height and width of the window, or one number for both.
+        stride: steps between windows, likewise; `kernel_size` if absent.
+        padding: how far windows may begin outside of the image, at most half a window: one number,
+            (height, width), or (top, bottom, left, right).
+        dilation: steps between a window's elements.
+        ceil_mode: whether the last windows may stick out beyond the padding.
+        return_indices: also return where each maximum is: ``h * W + w``, int64.
+
+    Returns:
+        (N, C, H_out, W_out) or (C, H_out, W_out), channels_last if the input is. With
+        ``return_indices``, the maxima and the indices.
+
+    Raises:
+        TypeError: the input is no tensor, or an argument is not made of ints.
+        NotImplementedError: a dtype, layout or device without kernels.
+        RuntimeError: a size that is empty, an argument out of range, or windows larger than the
+            image.
+
+    Example:
+        >>> import torch
+        >>> from d2lops import functional as F
+        >>> F.max_pool2d(torch.arange(16.0).reshape(1, 4, 4), 2)
+        tensor([[[ 5.,  7.],
+                 [13., 15.]]])
+    """
+    x = _image("max_pool2d", input)
+    window = _windows("max_pool2d", x, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pool(input, x, "max_pool2d", window, (ceil_mode,), return_indices)
+
+
+def adaptive_max_pool2d(
+    input: Tensor, output_size: int | Sequence[int | None] | None, return_indices: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The maximum of each window of an image, the windows sharing it out evenly. D2L 7.5.
+
+    Same as ``torch.nn.functional.adaptive_max_pool2d`` with the same arguments. Output ``(i, j)``
+    is the maximum of rows ``i * H // H_out`` to ``ceil((i + 1) * H / H_out) - 1``, and columns
+    likewise.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), any strides; float32, float64, bfloat16 or float16.
+        output_size: (H_out, W_out), or one number for both; None for the size of the input.
+        return_indices: also return where each maximum is: ``h * W + w``, int64.
+
+    Returns:
+        (N, C, H_out, W_out) or (C, H_out, W_out), channels_last if the input is. With
+        ``return_indices``, the maxima and the indices.
+
+    Raises:
+        TypeError: the input is no tensor, or the output size is not made of ints.
+        NotImplementedError: a dtype, layout or device without kernels.
+        RuntimeError: an input size that is empty, or an output size out of range.
+
+    Example:
+        >>> import torch
+        >>> from d2lops import functional as F
+        >>> F.adaptive_max_pool2d(torch.arange(12.0).reshape(1, 3, 4), (1, None))
+        tensor([[[ 8.,  9., 10., 11.]]])
+    """
+    x = _image("adaptive_max_pool2d", input)
+    size = _output_size("adaptive_max_pool2d", x, output_size)
+    return _max_pool(input, x, "adaptive_max_pool2d", (), (size,), return_indices)
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """The average of each window of an image. D2L 7.5.
+
+    Same as ``torch.nn.functional.avg_pool2d`` with the same arguments.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), any strides; float32, float64, bfloat16 or float16.
+        kernel_size: height and width of the window, or one number for both.
+        stride: steps between windows, likewise; `kernel_size` if absent.
+        padding: how far windows may begin outside of the image, at most half a window: one number,
+            (height, width), or (top, bottom, left, right).
+        ceil_mode: whether the last windows may stick out beyond the padding.
+        count_include_pad: whether the padding counts as zeros, or not at all.
+        divisor_override: what to divide each window's sum by.
+
+    Returns:
+        (N, C, H_out, W_out) or (C, H_out, W_out), channels_last if the input is.
+
+    Raises:
+        TypeError: the input is no tensor, or an argument is not made of ints.
+        NotImplementedError: a dtype, layout or device without kernels.
+        RuntimeError: a size that is empty, an argument out of range, or windows larger than the
+            image.
+
+    Example:
+        >>> import torch
+        >>> from d2lops import functional as F
+        >>> F.avg_pool2d(torch.arange(16.0).reshape(1, 4, 4), 2)
+        tensor([[[ 2.5000,  4.5000],
+                 [10.5000, 12.5000]]])
+    """
+    x = _image("avg_pool2d", input)
+    kernel, step, pad, _ = _windows("avg_pool2d", x, kernel_size, stride, padding, 1, ceil_mode)
+    if divisor_override is not None:
+        _check_divisor(divisor_override)
+    window = (kernel, step, pad, count_include_pad, divisor_override)
+    return _avg_pool(input, x, "avg_pool2d", window, (ceil_mode,))
+
+
+def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
+    """The average of each window of an image, the windows sharing it out evenly. D2L 7.5.
+
+    Same as ``torch.nn.functional.adaptive_avg_pool2d`` with the same arguments. Output ``(i, j)``
+    is the average of rows ``i * H // H_out`` to ``ceil((i + 1) * H / H_out) - 1``, and columns
+    likewise.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), any strides; float32, float64, bfloat16 or float16.
+        output_size: (H_out, W_out), or one number for both; None for the size of the input.
+
+    Returns:
+        (N, C, H_out, W_out) or (C, H_out, W_out), channels_last if the input is.
+
+    Raises:
+        TypeError: the input is no tensor, or the output size is not made of ints.
+        NotImplementedError: a dtype, layout or device without kernels.
+        RuntimeError: an input height or width that is empty, or an output size out of range.
+
+    Example:
+        >>> import torch
+        >>> from d2lops import functional as F
+        >>> F.adaptive_avg_pool2d(torch.arange(12.0).reshape(1, 3, 4), (1, 2))
+        tensor([[[4.5000, 6.5000]]])
+    """
+    x = _image("adaptive_avg_pool2d", input)
+    size = _output_size("adaptive_avg_pool2d", x, output_size)
+    return _avg_pool(input, x, "adaptive_avg_pool2d", (), (size,))
+
+
+def pool2d(X: Tensor, pool_size: int | Sequence[int], mode: str = "max") -> Tensor:  # noqa: N803
+    """The book's pooling: every window of an image, one step apart, without padding. D2L 7.5.
+
+    Same as ``torch.nn.functional.max_pool2d(X[None], pool_size, stride=1)[0]``, or ``avg_pool2d``.
+
+    Args:
+        X: (H, W), (C, H, W) or (N, C, H, W), any strides; float32, float64, bfloat16 or float16.
+        pool_size: height and width of the window, or one number for both.
+        mode: ``"max"`` or ``"avg"``.
+
+    Returns:
+        (..., H - p_h + 1, W - p_w + 1).
+
+    Raises:
+        ValueError: another mode.
+        TypeError, NotImplementedError, RuntimeError: as for `max_pool2d`.
+
+    Example:
+        >>> import torch
+        >>> from d2lops import functional as F
+        >>> F.pool2d(torch.arange(9.0).reshape(3, 3), (2, 2))
+        tensor([[4., 5.],
+                [7., 8.]])
+    """
+    if mode not in ("max", "avg"):
+        raise ValueError(f"pool2d(): mode must be 'max' or 'avg', but got {mode!r}")
+    check_tensor("pool2d", "X", X)
+    pool = max_pool2d if mode == "max" else avg_pool2d
+    if X.dim() == 2:
+        return pool(X.unsqueeze(0), pool_size, stride=1).squeeze(0)
+    return pool(X, pool_size, stride=1)
+
+
+# Arguments in canonical form.
+
+
+def _image(op: str, input: object) -> Tensor:
+    """`input` as (N, C, H, W), of which only N may be zero; C too, for the adaptive average."""
+    check_tensor(op, "input", input)
+    x = input if input.dim() == 4 else batched(op, input)
+    _, channels, height, width = x.shape
+    if height == 0 or width == 0 or (channels == 0 and op != "adaptive_avg_pool2d"):
+        raise RuntimeError(
+            f"{op}(): input must not be empty but for its batch, but has size {list(input.shape)}"
+        )
+    return x
+
+
+def _like(input: Tensor, y: Tensor) -> Tensor:
+    """An output without a batch dimension, if the input has none."""
+    return y if input.dim() == 4 else y.squeeze(0)
+
+
+def _pair(op: str, name: str, value: int | Sequence[int]) -> Pair:
+    if type(value) is int and 0 < value < 2**31:  # what most calls give, without detours
+        return value, value
+    return pair(op, name, value, 1)
+
+
+def _windows(
+    op: str,
+    x: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None,
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+    ceil_mode: bool,
+) -> tuple[Pair, Pair, Padding, Pair]:
+    """Kernel, stride, padding and dilation, with which at least one window fits into the image."""
+    kernel = _pair(op, "kernel_size", kernel_size)
+    step = kernel if stride is None or stride == [] else _pair(op, "stride", stride)
+    if type(padding) is int and 0 <= padding < 2**31:
+        pad = (padding, padding, padding, padding)
+    else:
+        pad = padding4(op, "padding", padding)
+    spacing = _pair(op, "dilation", dilation)
+    _, _, height, width = x.shape
+    for size, taps, spaces, first, last, slack in (
+        (height, kernel[0], spacing[0], pad[0], pad[1], step[0] - 1),
+        (width, kernel[1], spacing[1], pad[2], pad[3], step[1] - 1),
+    ):
+        span = (taps - 1) * spaces + 1
+        if 2 * first > span or 2 * last > span:
+            raise RuntimeError(
+                f"{op}(): padding must be at most half of the window, which spans {span} with "
+                f"kernel_size {kernel} and dilation {spacing}, but got {pad}"
+            )
+        if span > size + first + last + (slack if ceil_mode else 0):
+            raise RuntimeError(
+                f"{op}(): output would be empty: the window spans {span} with kernel_size {kernel} "
+                f"and dilation {spacing}, but input has size {list(x.shape)} and padding {pad}"
+            )
+    return kernel, step, pad, spacing
+
+
+def _check_divisor(divisor: object) -> None:
+    if not isinstance(divisor, int) or isinstance(divisor, bool):
+        raise TypeError(
+            f"avg_pool2d(): argument 'divisor_override' must be int, not {type(divisor).__name__}"
+        )
+    if divisor == 0:
+        raise RuntimeError("avg_pool2d(): divisor_override must not be zero, but got 0")
+    if abs(divisor) >= 2**63:
+        raise ValueError(f"avg_pool2d(): divisor_override must fit in 64 bits, but got {divisor}")
+
+
+def _output_size(op: str, x: Tensor, size: int | Sequence[int | None] | None) -> Pair:
+    if type(size) is int and 0 <= size < 2**31:
+        return size, size
+    if isinstance(size, Sequence) and len(size) == 2:
+        size = tuple(x.shape[2 + i] if size[i] is None else size[i] for i in (0, 1))
+    elif isinstance(size, Sequence):
+        raise RuntimeError(f"{op}(): output_size must have 2 numbers, but got {size!r}")
+    both = numbers(op, "output_size", size, (1, 2))
+    both = both * 2 if len(both) == 1 else both
+    check_least(op, "output_size", both, 0)
+    return both
+
+
+# Operators. `x` is `input` with a batch dimension. `op` names a raw operator, and with a suffix its
+# companions; `window` is what all of them take, and `last` what the pooling itself takes besides.
+
+
+def _max_pool(
+    input: Tensor, x: Tensor, op: str, window: tuple, last: tuple, return_indices: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    if wants_grad(x):
+        y, argmax = MaxPool2d.apply(x, op, window, last)
+    else:
+        y, argmax = getattr(kernels(x), op)(x, *window, *last)
+    if not return_indices:
+        return _like(input, y)
+    indices = getattr(kernels(x), f"{op}_indices")(argmax, x.shape, *window)
+    return _like(input, y), _like(input, indices)
+
+
+def _avg_pool(input: Tensor, x: Tensor, op: str, window: tuple, last: tuple) -> Tensor:
+    if wants_grad(x):
+        return _like(input, AvgPool2d.apply(x, op, window, last))
+    return _like(input, getattr(kernels(x), op)(x, *window, *last))
+
+
+class MaxPool2d(Function):
+    """x -> (y, argmax) with y = G x, where G is the linear map that argmax picks."""
+
+    @staticmethod
+    def forward(x: Tensor, op: str, window: tuple, last: tuple) -> tuple[Tensor, Tensor]:
+        return getattr(kernels(x), op)(x, *window, *last)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        x, ctx.op, ctx.window, _ = inputs
+        ctx.size = x.shape
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None, _: None) -> tuple:
+        if g is None:
+            return None, None, None, None
+        (argmax,) = ctx.saved_tensors
+        x = MaxPool2dScatter.apply(g, argmax, ctx.op, ctx.size, ctx.window)
+        return x, None, None, None
+
+
+class MaxPool2dScatter(Function):
+    """g -> G' g, the adjoint of the map that argmax picks."""
+
+    @staticmethod
+    def forward(g: Tensor, argmax: Tensor, op: str, size: torch.Size, window: tuple) -> Tensor:
+        return getattr(kernels(g), f"{op}_scatter")(g, argmax, size, *window)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, argmax, ctx.op, _, ctx.window = inputs
+        ctx.save_for_backward(argmax)
+
+    @staticmethod
+    def backward(ctx: Any, x: Tensor) -> tuple:
+        (argmax,) = ctx.saved_tensors
+        return MaxPool2dGather.apply(x, argmax, ctx.op, ctx.window), None, None, None, None
+
+
+class MaxPool2dGather(Function):
+    """x -> G x, the map that argmax picks."""
+
+    @staticmethod
+    def forward(x: Tensor, argmax: Tensor, op: str, window: tuple) -> Tensor:
+        return getattr(kernels(x), f"{op}_gather")(x, argmax, *window)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, argmax, ctx.op, ctx.window = inputs
+        ctx.size = x.shape
+        ctx.save_for_backward(argmax)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple:
+        (argmax,) = ctx.saved_tensors
+        x = MaxPool2dScatter.apply(g, argmax, ctx.op, ctx.size, ctx.window)
+        return x, None, None, None
+
+
+class AvgPool2d(Function):
+    """x -> y = A x: linear."""
+
+    @staticmethod
+    def forward(x: Tensor, op: str, window: tuple, last: tuple) -> Tensor:
+        return getattr(kernels(x), op)(x, *window, *last)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, *ctx.rest = inputs
+        ctx.size = x.shape
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple:
+        return AvgPool2dAdjoint.apply(g, ctx.size, *ctx.rest), None, None, None
+
+
+class AvgPool2dAdjoint(Function):
+    """g -> A' g, the adjoint of the average."""
+
+    @staticmethod
+    def forward(g: Tensor, size: torch.Size, op: str, window: tuple, last: tuple) -> Tensor:
+        return getattr(kernels(g), f"{op}_adjoint")(g, size, *window)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, _, *ctx.rest = inputs
+
+    @staticmethod
+    def backward(ctx: Any, x: Tensor) -> tuple:
+        return AvgPool2d.apply(x, *ctx.rest), None, None, None, None
+
+
+# What the compiler knows of the raw operators: sizes, dtypes and strides of their outputs.
+
+
+def _pooled(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> list[int]:
+    size = []
+    for axis in (0, 1):
+        inputs, before, after = x.size(2 + axis), padding[2 * axis], padding[2 * axis + 1]
+        room = inputs + before + after - (kernel[axis] - 1) * dilation[axis] - 1
+        windows = (room + (stride[axis] - 1 if ceil_mode else 0)) // stride[axis] + 1
+        if ceil_mode and (windows - 1) * stride[axis] >= inputs + before:
+            windows -= 1
+        size.append(windows)
+    return [x.size(0), x.size(1), *size]
+
+
+def _adaptive_taps(inputs: int, outputs: int) -> int:
+    """No adaptive window is longer, as csrc/common/window.h has it."""
+    if outputs == 0:
+        return 0
+    return inputs // outputs + (0 if inputs % outputs == 0 else 2)
+
+
+def _argmax_dtype(taps: int) -> torch.dtype:
+    return torch.uint8 if taps <= 255 else torch.int32
+
+
+@shape_rule("max_pool2d")
+def _(x, kernel, stride, padding, dilation, ceil_mode):
+    size = _pooled(x, kernel, stride, padding, dilation, ceil_mode)
+    channels_last, dtype = is_channels_last(x), _argmax_dtype(kernel[0] * kernel[1])
+    return empty(x, size, channels_last), empty(x, size, channels_last, dtype)
+
+
+@shape_rule("adaptive_max_pool2d")
+def _(x, output_size):
+    size, channels_last = [*x.shape[:2], *output_size], is_channels_last(x)
+    taps = _adaptive_taps(x.size(2), output_size[0]) * _adaptive_taps(x.size(3), output_size[1])
+    return empty(x, size, channels_last), empty(x, size, channels_last, _argmax_dtype(taps))
+
+
+@shape_rule("max_pool2d_gather")
+@shape_rule("adaptive_max_pool2d_gather")
+def _(x, argmax, *window):
+    return empty(x, [*x.shape[:2], *argmax.shape[2:]], is_channels_last(x))
+
+
+@shape_rule("max_pool2d_scatter")
+@shape_rule("adaptive_max_pool2d_scatter")
+def _(g, argmax, input_size, *window):
+    return empty(g, input_size, is_channels_last(g))
+
+
+@shape_rule("max_pool2d_indices")
+@shape_rule("adaptive_max_pool2d_indices")
+def _(argmax, input_size, *window):
+    return empty(argmax, argmax.shape, is_channels_last(argmax), torch.int64)
+
+
+@shape_rule("avg_pool2d")
+def _(x, kernel, stride, padding, count_include_pad, divisor, ceil_mode):
+    size = _pooled(x, kernel, stride, padding, (1, 1), ceil_mode)
+    return empty(x, size, is_channels_last(x))
+
+
+@shape_rule("adaptive_avg_pool2d")
+def _(x, output_size):
+    return empty(x, [*x.shape[:2], *output_size], is_channels_last(x))
+
+
+@shape_rule("avg_pool2d_adjoint")
+@shape_rule("adaptive_avg_pool2d_adjoint")
+def _(g, input_size, *window):
+    return empty(g, input_size, is_channels_last(g))
