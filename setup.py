@@ -29,7 +29,7 @@ STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY"
 CXX_FLAGS = (
     "-std=c++17 -O3 -fPIC -fvisibility=hidden -fvisibility-inlines-hidden "
     "-fno-math-errno -fno-trapping-math "
-    "-Wall -Wextra -Wno-ignored-attributes -Wno-maybe-uninitialized -Wno-psabi"
+    "-Wall -Wextra -Wno-ignored-attributes -Wno-uninitialized -Wno-maybe-uninitialized -Wno-psabi"
 )
 NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden"
 X86_TARGETS = {
