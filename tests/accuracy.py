@@ -16,7 +16,7 @@ def assert_as_accurate_as_torch(ours: Callable, theirs: Callable, *inputs: Tenso
     values: what a single rounding of a partial sum may cost.
 
     In float64, torch's error is the one that it makes in float32, scaled by the two eps, and what
-    is called exact has it as well: so 3 x in place of 2 x.
+    is called exact may have it as well: so it is allowed for twice.
     """
     dtype = inputs[0].dtype
     torch.manual_seed(0)
@@ -27,7 +27,7 @@ def assert_as_accurate_as_torch(ours: Callable, theirs: Callable, *inputs: Tenso
         theirs, [x.double().abs() for x in inputs], gradient.double().abs()
     )
     if dtype == torch.float64:
-        scale = 3 * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+        scale = 4 * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
         errors = _errors(theirs, [x.float() for x in inputs], gradient.float())
     else:
         scale = 2
@@ -67,7 +67,8 @@ def _largest(x: Tensor) -> float:
 
 def layouts(x: Tensor) -> dict[str, Tensor]:
     """The same (N, C, H, W) image in every memory layout that kernels treat differently."""
-    spread = torch.empty([2 * size for size in x.shape], dtype=x.dtype)[::2, ::2, ::2, ::2]
+    around = torch.full([2 * size for size in x.shape], torch.nan, dtype=x.dtype)
+    spread = around[::2, ::2, ::2, ::2]
     return {
         "contiguous": x.contiguous(),
         "channels_last": x.to(memory_format=torch.channels_last),
