@@ -23,7 +23,8 @@ struct Extent {
   int64_t images, channels, height, width;
 };
 
-constexpr int kChunk = 256;  // numbers that are read at a time, and pixels in a block
+constexpr int kChunk = 256;  // numbers that are read at a time
+constexpr int kBlock = 32;   // pixels whose sum is a part: short, for the rounding errors' sake
 
 template <typename T, typename A>
 void read(const Planes<T>& g, const Planes<T>& y, int64_t g_at, int64_t y_at, int64_t g_stride,
@@ -70,12 +71,12 @@ void bias_grad(const Extent& extent, const Planes<T>& g, const Planes<T>& y, T* 
   using A = Accumulator<T>;
   const bool channels_last = g.c == 1 && extent.channels > 1;
   const int64_t pixels = extent.images * extent.height * extent.width;
-  const int64_t parts = channels_last ? (pixels + kChunk - 1) / kChunk : extent.images;
+  const int64_t parts = channels_last ? (pixels + kBlock - 1) / kBlock : extent.images;
   std::vector<A> partial(parts * extent.channels);
   if (channels_last) {
-    parallel_for(0, parts, grain(8 * kChunk * extent.channels), [&](int64_t begin, int64_t end) {
+    parallel_for(0, parts, grain(8 * kBlock * extent.channels), [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) {
-        sum_pixels(extent, g, y, part * kChunk, std::min<int64_t>(kChunk, pixels - part * kChunk),
+        sum_pixels(extent, g, y, part * kBlock, std::min<int64_t>(kBlock, pixels - part * kBlock),
                    partial.data() + part * extent.channels);
       }
     });
@@ -89,9 +90,9 @@ void bias_grad(const Extent& extent, const Planes<T>& g, const Planes<T>& y, T* 
     });
   }
   for (int64_t c = 0; c < extent.channels; ++c) {
-    A sum = 0;
+    double sum = 0;
     for (int64_t part = 0; part < parts; ++part) sum += partial[part * extent.channels + c];
-    store1(out + c, sum);
+    store1(out + c, static_cast<A>(sum));
   }
 }
 
