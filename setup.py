@@ -173,7 +173,8 @@ class BuildKernels(build_ext):
     def ninja_lines(self, folder: Path, flags: dict[str, list[str]]) -> list[str]:
         from torch.utils.cpp_extension import include_paths, library_paths
 
-        includes = [f"-I{ROOT / 'csrc'}", f"-I{folder}"]
+        # Error messages name source files, which should not tell where this machine has them.
+        includes = [f"-ffile-prefix-map={ROOT}/=", f"-I{ROOT / 'csrc'}", f"-I{folder}"]
         includes += [f"-isystem {path}" for path in include_paths()]
         search = " ".join(f"-L{path}" for path in library_paths())
         lines = [

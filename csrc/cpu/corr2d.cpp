@@ -1,20 +1,21 @@
 // Two-dimensional cross-correlation (D2L 7), and the two other maps of the trilinear form
-// <corr2d(x, w), g>:
+// <corr2d(x, w), g>. With h = a sh + r dh - top and v = b sw + s dw - left:
 //
-//   corr2d         y[n, k, a, b] = bias[k] + sum over c, r, s of w[k, c, r, s] x[n, c, a sh + r dh
-//   - top, b sw + s dw - left] input grad     dx[n, c, h, w] = sum over k and all (r, s, a, b) that
-//   meet (h, w) of w[k, c, r, s] g[n, k, a, b] weight grad    dw[k, c, r, s] = sum over n, a, b of
-//   g[n, k, a, b] x[n, c, a sh + r dh - top, b sw + s dw - left]
+//   corr2d        y[n, k, a, b]  = bias[k] + sum over c, r, s of    w[k, c, r, s] x[n, c, h, v]
+//   input grad    dx[n, c, h, v] = sum over k and all r, s, a, b    w[k, c, r, s] g[n, k, a, b]
+//                                  that meet (h, v) of
+//   weight grad   dw[k, c, r, s] = sum over n, a, b of              g[n, k, a, b] x[n, c, h, v]
 //
-// Each is the blocked product of gemm.h over the im2col matrix of im2col.h, packed from the image a
-// few kilobytes at a time. Forward and input gradient sum over taps; the latter runs once per phase
-// of the stride, (h + top) mod sh and (w + left) mod sw, in which a fixed set of window places
-// meets the pixels, so that a strided convolution's gradient multiplies no zeros. The weight
-// gradient sums over pixels, a long and narrow product, in chunks whose partial results are added
-// in a fixed order. Flops 2 N K C R S per output pixel; the FMA units are the limit but for few
-// channels, where packing is.
-#include <numeric>
-
+// Four ways, by sizes alone: the blocked product of gemm.h over the im2col matrix, packed a few
+// kilobytes at a time (im2col.h: windows of one place, small outputs, large weights' gradients), or
+// read in place from padded slabs (padded.h, padded_weight_grad.h: most windows), and direct sums
+// for depthwise layers (depthwise.h). The input gradient runs once per phase of the stride,
+// (h + top) mod sh and (v + left) mod sw, in which a fixed set of window places meets the pixels, so
+// that a strided layer's gradient multiplies no zeros. The weight gradient sums over pixels, in
+// parts whose results are added in a fixed order.
+//
+// Flops: 2 C R S per output. The FMA units are the limit, but for few channels, where packing or
+// main memory is.
 #include "cpu/depthwise.h"
 #include "cpu/gemm.h"
 #include "cpu/im2col.h"

@@ -2,12 +2,11 @@
 // of matrices to block. Each output is a sum of a few elements of its own plane; the vector
 // dimension is whatever lies side by side in memory, channels or the pixels of a row:
 //
-//   y[pixel, channels] = sum over (r, s) of w[(r, s), channels] . x[place of (r, s), channels]
-//   channels innermost y[row of pixels]   = sum over (r, s) of w[r, s]             . x[row of
-//   pixels, moved by (r, s)]   otherwise
+//   y[pixel, channels] = sum over taps of  w[tap, channels] x[pixel + tap, channels]
+//   y[row of pixels]   = sum over taps of  w[tap]           x[row of pixels + tap]
 //
-// Sums stay in the first-level cache. R S multiply-adds per element: main memory is the limit for 3
-// x 3 windows.
+// Sums stay in registers or in the first-level cache. R S multiply-adds per element: for 3 x 3
+// windows, main memory is the limit.
 #pragma once
 
 #include <algorithm>
