@@ -270,7 +270,9 @@ void correlate(int64_t groups, const GroupStep& step, Im2col<T> x, const std::ve
                const std::vector<Place>& cols, const T* w, int64_t w_output, int64_t w_plane,
                const Strides& ws, const ImageWriter<T>& out) {
   if (x.grid.count() == 0 || step.outputs == 0) return;
-  const bool depthwise = is_depthwise(groups, step, x);
+  // Depthwise, too, where channels are apart.
+  const bool depthwise = is_depthwise(groups, step, x) &&
+                         (x.strides.c == 1 || !fits_slabs(x, step.planes, rows, cols));
   const bool slabs = !depthwise && fits_slabs(x, step.planes, rows, cols) &&
                      (step.outputs < 32 || x.grid.height * x.grid.width >= 256);
   x.runs_over_taps = !depthwise && !slabs && runs_over_taps(x.strides, step.planes);
