@@ -174,11 +174,12 @@ class BuildKernels(build_ext):
         from torch.utils.cpp_extension import include_paths, library_paths
 
         # Error messages name source files, which should not tell where this machine has them.
-        includes = [f"-ffile-prefix-map={ROOT}/=", f"-I{ROOT / 'csrc'}", f"-I{folder}"]
+        prefix_map = f"-ffile-prefix-map={ROOT}/="
+        includes = [f"-I{ROOT / 'csrc'}", f"-I{folder}"]
         includes += [f"-isystem {path}" for path in include_paths()]
         search = " ".join(f"-L{path}" for path in library_paths())
         lines = [
-            f"cxx = {os.environ.get('CXX', 'c++')} {CXX_FLAGS} {' '.join(includes)}",
+            f"cxx = {os.environ.get('CXX', 'c++')} {CXX_FLAGS} {prefix_map} {' '.join(includes)}",
             f"nvcc = {NVCC} {NVCC_FLAGS} {' '.join(includes)}",
             *("rule cxx", "  command = $cxx -MMD -MF $out.d $flags -c $in -o $out"),
             *("  depfile = $out.d", "  deps = gcc"),
