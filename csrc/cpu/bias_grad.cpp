@@ -105,10 +105,7 @@ Planes<T> planes(const Tensor& x) {
 Tensor bias_grad_cpu(const Tensor& g, const std::optional<Tensor>& y) {
   const char* op = "bias_grad";
   D2LOPS_CHECK(g.dim() == 2 || g.dim() == 4, op, ": g must have 2 or 4 dimensions, got ", g.dim());
-  if (y) {
-    check_same_dtype(op, "y", *y, g);
-    check_sizes(op, "y", *y, Sizes(g.sizes().begin(), g.sizes().end()));
-  }
+  check_mask(op, g, y);
   const bool image = g.dim() == 4;
   const Extent extent{g.size(0), g.size(1), image ? g.size(2) : 1, image ? g.size(3) : 1};
   Tensor out = empty({extent.channels}, g.scalar_type());

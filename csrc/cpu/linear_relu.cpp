@@ -61,7 +61,7 @@ void product(int64_t m, int64_t n, int64_t depth, const Matrix<T>& a, const Matr
   if (m <= kFewRows && a.k_stride == 1 && b.k_stride == 1 && !a.y) {
     return few_rows(m, n, depth, a, b, epilogue, out);
   }
-  const Tiling tiling(m, n, 1, torch::stable::get_num_threads(), kCols<A>);
+  const Tiling tiling(m, n, 1, get_num_threads(), kCols<A>);
   const auto store = [&](int64_t i, int64_t j, int rows, int cols, A* c) {
     for (int r = 0; r < rows; ++r, c += kCols<A>) {
       epilogue.per_column(j, c, cols);
@@ -82,12 +82,6 @@ Matrix<T> matrix(const Tensor& x, bool transposed, const std::optional<Tensor>& 
   Matrix<T> m{data<T>(x), x.stride(i), x.stride(k)};
   if (y) m.y = data<T>(*y), m.y_i_stride = y->stride(i), m.y_k_stride = y->stride(k);
   return m;
-}
-
-void check_mask(const char* op, const Tensor& g, const std::optional<Tensor>& y) {
-  if (!y) return;
-  check_same_dtype(op, "y", *y, g);
-  check_sizes(op, "y", *y, Sizes(g.sizes().begin(), g.sizes().end()));
 }
 
 template <bool relu>

@@ -10,16 +10,18 @@
 #include <optional>
 #include <vector>
 
+#include "cpu/parallel.h"
 #include "cpu/simd.h"
 
 namespace d2lops {
 
 using torch::headeronly::ScalarType;
-using torch::stable::parallel_for;
 using torch::stable::Tensor;
 using Sizes = std::vector<int64_t>;
 
 #define D2LOPS_CHECK STD_TORCH_CHECK
+
+inline Sizes sizes_of(const Tensor& x) { return Sizes(x.sizes().begin(), x.sizes().end()); }
 
 // Calls f with a value of the element type, which only names the type: f(auto zero) { using T = ...
 // }.
@@ -72,6 +74,13 @@ inline void check_sizes(const char* op, const char* name, const Tensor& x, const
   bool same = x.dim() == static_cast<int64_t>(sizes.size());
   for (size_t i = 0; same && i < sizes.size(); ++i) same = x.size(i) == sizes[i];
   D2LOPS_CHECK(same, op, ": ", name, " does not have the size that the other arguments give it");
+}
+
+// y, the output of a ReLU that masks g, must look like g.
+inline void check_mask(const char* op, const Tensor& g, const std::optional<Tensor>& y) {
+  if (!y) return;
+  check_same_dtype(op, "y", *y, g);
+  check_sizes(op, "y", *y, sizes_of(g));
 }
 
 // Whether an image's channels lie side by side in memory, in which case outputs do as well.

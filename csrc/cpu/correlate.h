@@ -1,0 +1,199 @@
+// The forward map of corr2d and its input gradient: an image under a window, with weights. They
+// differ in which image is read and which is written, and in the places of the window; the input
+// gradient runs once per phase of the stride. Three ways, of which `correlate` chooses one.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/depthwise.h"
+#include "cpu/gemm.h"
+#include "cpu/geometry.h"
+#include "cpu/im2col.h"
+#include "cpu/padded.h"
+#include "cpu/parallel.h"
+
+namespace d2lops {
+
+// Whether channels are the rows of the product or its columns, which should be the long side of a
+// piece.
+template <typename T>
+bool channels_first(const Strides& image, int64_t planes) {
+  return image.c != 1 || planes < kLanes<Accumulator<T>>;
+}
+
+inline bool dense_weights(const std::vector<Tap>& taps) {
+  for (size_t t = 0; t < taps.size(); ++t) {
+    if (taps[t].weight != static_cast<int64_t>(t)) return false;
+  }
+  return true;
+}
+
+template <typename T>
+ImageWriter<T> writer_of_group(ImageWriter<T> out, int64_t group, const GroupStep& step) {
+  out.image += group * step.outputs * out.strides.c;
+  if (out.epilogue.bias) out.epilogue.bias += group * step.outputs * out.epilogue.bias_stride;
+  return out;
+}
+
+// out = taps x weights, for every group, by packing: windows of one place, and outputs too small
+// for a slab.
+template <typename T>
+void correlate_packed(int64_t groups, const GroupStep& step, const Im2col<T>& x, int64_t depth,
+                      const TapWeights<T>& weights, const ImageWriter<T>& out) {
+  using A = Accumulator<T>;
+  const int64_t pixels = x.grid.count();
+  const int64_t m = out.channels_first ? step.outputs : pixels,
+                n = out.channels_first ? pixels : step.outputs;
+  const Tiling tiling(m, n, groups, get_num_threads(), kCols<A>);
+  parallel_for(0, groups * tiling.count(), grain(tiling.rows * tiling.cols * depth),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t task = begin; task < end; ++task) {
+                   const int64_t group = task / tiling.count(), tile = task % tiling.count();
+                   Im2col<T> image = x;
+                   image.image += group * step.planes * x.strides.c;
+                   if (x.mask) image.mask += group * step.planes * x.mask_strides.c;
+                   TapWeights<T> weight = weights;
+                   weight.data += group * step.weights;
+                   const ImageWriter<T> writer = writer_of_group(out, group, step);
+                   if (out.channels_first) {
+                     gemm_tile<A>(tiling, tile, 0, depth, weight, image, writer);
+                   } else {
+                     gemm_tile<A>(tiling, tile, 0, depth, image, weight, writer);
+                   }
+                 }
+               });
+}
+
+// The same by slabs (padded.h): windows of several places.
+template <typename T>
+void correlate_in_slabs(int64_t groups, const GroupStep& step, const Im2col<T>& x, int64_t depth,
+                        const std::vector<Place>& rows, const std::vector<Place>& cols,
+                        const TapWeights<T>& weights, ImageWriter<T> out) {
+  PackedWeights<T> packed(groups, step.outputs, depth);
+  parallel_for(0, groups * packed.panels, grain(8 * kRows * depth),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t i = begin; i < end; ++i) {
+                   TapWeights<T> weight = weights;
+                   weight.data += i / packed.panels * step.weights;
+                   packed.pack(weight, i / packed.panels, i % packed.panels);
+                 }
+               });
+  // As many output rows at a time as make a slab of half a megabyte, but some tasks for each
+  // thread.
+  const int64_t row = step.planes * x.grid.step_h * x.grid.step_w * x.grid.width;
+  const int64_t fitting = std::max<int64_t>(131072 / row - static_cast<int64_t>(rows.size()), 4);
+  const int64_t fair = x.grid.height * x.grid.images * groups / (4 * get_num_threads());
+  const int64_t out_rows = std::clamp<int64_t>(std::min(fitting, fair), 1, x.grid.height);
+  const int64_t blocks = (x.grid.height + out_rows - 1) / out_rows;
+  const Slab<T> slab(x, step.planes, rows, cols, out_rows);
+  out.channels_first = true;
+  const int64_t work = out_rows * slab.width() * step.outputs * depth;
+  parallel_for(0, x.grid.images * groups * blocks, grain(work), [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t a = task % blocks * out_rows, group = task / blocks % groups,
+                    n = task / blocks / groups;
+      ImageWriter<T> writer = writer_of_group(out, group, step);
+      writer.image += n * out.strides.n + a * out.grid.step_h * out.strides.h;
+      correlate_padded(slab, packed, group, n, group * step.planes, a,
+                       std::min(out_rows, x.grid.height - a), depth, writer);
+    }
+  });
+}
+
+// The same with one input and one output channel per group (depthwise.h).
+template <typename T>
+void correlate_depthwise(int64_t channels, const Im2col<T>& x, const std::vector<Tap>& taps,
+                         const TapWeights<T>& weights, int64_t weight_channel,
+                         const ImageWriter<T>& out) {
+  using A = Accumulator<T>;
+  const bool pixels = x.strides.c == 1;
+  const auto count = static_cast<int64_t>(taps.size());
+  std::vector<A> w(count * channels);
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t t = 0; t < count; ++t) {
+      w[pixels ? t * channels + c : c * count + t] =
+          load1<A>(weights.data + c * weight_channel + taps[t].weight);
+    }
+  }
+  const int64_t rows = x.grid.images * x.grid.height, row_size = x.grid.width * count;
+  if (pixels) {
+    parallel_for(0, rows, grain(8 * row_size * channels), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        depthwise_pixels(x, taps, channels, w.data(), out, row / x.grid.height,
+                         row % x.grid.height);
+      }
+    });
+  } else {
+    parallel_for(0, rows * channels, grain(8 * row_size), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t a = i % x.grid.height, c = i / x.grid.height % channels,
+                      n = i / x.grid.height / channels;
+        depthwise_row(x, taps, c, w.data() + c * count, out, n, a);
+      }
+    });
+  }
+}
+
+// One direction, and one phase of the stride: `out` = `x` under a window, with weights at the given
+// strides.
+template <typename T>
+void correlate(int64_t groups, const GroupStep& step, Im2col<T> x, const std::vector<Place>& rows,
+               const std::vector<Place>& cols, const T* w, int64_t w_output, int64_t w_plane,
+               const Strides& ws, const ImageWriter<T>& out) {
+  if (x.grid.count() == 0 || step.outputs == 0) return;
+  // Depthwise, too, where channels are apart.
+  const bool depthwise = is_depthwise(groups, step, x) &&
+                         (x.strides.c == 1 || !fits_slabs(x, step.planes, rows, cols));
+  const bool slabs = !depthwise && fits_slabs(x, step.planes, rows, cols) &&
+                     (step.outputs < 32 || x.grid.height * x.grid.width >= 256);
+  x.runs_over_taps = !depthwise && !slabs && runs_over_taps(x.strides, step.planes);
+  auto taps =
+      make_taps(step.planes, rows, cols, x.strides, x.mask_strides, w_plane, ws, x.runs_over_taps);
+  const TapWeights<T> weights{w, w_output, taps.data(), dense_weights(taps)};
+  const auto depth = static_cast<int64_t>(taps.size());
+  if (rows.size() == 1 && cols.size() == 1 && rows[0].shift == 0 && cols[0].shift == 0)
+    merge_rows(x);
+  x.limit(taps);
+  x.taps = taps.data();
+  if (depthwise) return correlate_depthwise(groups, x, taps, weights, step.weights, out);
+  if (slabs) return correlate_in_slabs(groups, step, x, depth, rows, cols, weights, out);
+  correlate_packed(groups, step, x, depth, weights, out);
+}
+
+template <typename T>
+void corr2d(const Geometry& geo, const T* x, const Strides& xs, const T* w, const Strides& ws,
+            const Epilogue<T>& epilogue, T* y, const Strides& ys) {
+  const Grid read{geo.images, geo.output.h, geo.output.w, geo.stride.h, geo.stride.w};
+  const Grid written{geo.images, geo.output.h, geo.output.w};
+  const Im2col<T> image{x,    xs,      nullptr, {},    geo.input.h, geo.input.w,
+                        read, nullptr, xs.c,    false, true};
+  correlate<T>(geo.groups, {geo.in, geo.out * ws.n, geo.out}, image,
+               window(geo.kernel.h, geo.dilation.h, geo.before.h),
+               window(geo.kernel.w, geo.dilation.w, geo.before.w), w, ws.n, ws.c, ws,
+               {y, ys, written, epilogue, channels_first<T>(ys, geo.out), geo.output.w});
+}
+
+template <typename T>
+void corr2d_input_grad(const Geometry& geo, const T* g, const Strides& gs, const Plane<T>& y,
+                       const T* w, const Strides& ws, T* dx, const Strides& xs) {
+  for (int64_t ph = 0; ph < std::min(geo.stride.h, geo.input.h); ++ph) {
+    for (int64_t pw = 0; pw < std::min(geo.stride.w, geo.input.w); ++pw) {
+      const Grid read{geo.images, (geo.input.h - ph + geo.stride.h - 1) / geo.stride.h,
+                      (geo.input.w - pw + geo.stride.w - 1) / geo.stride.w};
+      Grid written = read;
+      written.step_h = geo.stride.h;
+      written.step_w = geo.stride.w;
+      const Im2col<T> image{g,    gs,      y.data, y.strides, geo.output.h, geo.output.w,
+                            read, nullptr, gs.c,   false,     true};
+      correlate<T>(
+          geo.groups, {geo.out, geo.out * ws.n, geo.in}, image,
+          window_of_phase(ph, geo.kernel.h, geo.stride.h, geo.dilation.h, geo.before.h),
+          window_of_phase(pw, geo.kernel.w, geo.stride.w, geo.dilation.w, geo.before.w), w, ws.c,
+          ws.n, ws,
+          {dx + ph * xs.h + pw * xs.w, xs, written, {}, channels_first<T>(xs, geo.in), read.width});
+    }
+  }
+}
+}  // namespace d2lops

@@ -1,0 +1,168 @@
+// The weight gradient of corr2d: sums over pixels, in parts whose number depends on the sizes alone
+// and whose results are added in a fixed order, so that bits do not depend on the threads. Three
+// ways, of which `corr2d_weight_grad` chooses one.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/depthwise.h"
+#include "cpu/gemm.h"
+#include "cpu/geometry.h"
+#include "cpu/im2col.h"
+#include "cpu/padded_weight_grad.h"
+#include "cpu/parallel.h"
+
+namespace d2lops {
+
+// dw = the sum of `parts` partial results in order: their element (row, t) is at row * row_step + t
+// * tap_step.
+template <typename T, typename A>
+void add_parts(std::vector<A>& partial, int64_t parts, int64_t rows, int64_t row_step,
+               int64_t tap_step, const std::vector<Tap>& taps, T* dw) {
+  const auto n = static_cast<int64_t>(taps.size()), part = rows * n;
+  parallel_for(0, part, grain(8 * parts), [&](int64_t begin, int64_t end) {
+    for (int64_t p = 1; p < parts; ++p) {
+      for (int64_t i = begin; i < end; ++i) partial[i] += partial[p * part + i];
+    }
+  });
+  parallel_for(0, rows, grain(8 * n), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t t = 0; t < n; ++t) {
+        store1(dw + row * n + taps[t].weight, partial[row * row_step + t * tap_step]);
+      }
+    }
+  });
+}
+
+// The weight gradient with one input and one output channel per group. Partial results are those of
+// a block of rows, or of an image.
+template <typename T>
+void depthwise_weight_grad(int64_t channels, const Im2col<T>& g, const Im2col<T>& x,
+                           const std::vector<Tap>& taps, T* dw) {
+  using A = Accumulator<T>;
+  const auto count = static_cast<int64_t>(taps.size());
+  const int64_t height = g.grid.height, rows = g.grid.images * height;
+  if (x.strides.c == 1) {
+    const int64_t parts = std::clamp<int64_t>(rows, 1, 32), block = (rows + parts - 1) / parts;
+    std::vector<A> partial(parts * count * channels);
+    parallel_for(0, parts, grain(8 * block * g.grid.width * count * channels),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t row = begin * block; row < std::min(end * block, rows); ++row) {
+                     depthwise_weight_pixels(g, x, taps, channels, row / height, row % height,
+                                             partial.data() + row / block * count * channels);
+                   }
+                 });
+    add_parts(partial, parts, channels, 1, channels, taps, dw);
+  } else {
+    const int64_t parts = std::max<int64_t>(g.grid.images, 1);
+    std::vector<A> partial(parts * channels * count);
+    parallel_for(0, g.grid.images * channels, grain(8 * height * g.grid.width * count),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t i = begin; i < end; ++i) {
+                     depthwise_weight_plane(g, x, taps, i % channels, i / channels,
+                                            partial.data() + i * count);
+                   }
+                 });
+    add_parts(partial, parts, channels, count, 1, taps, dw);
+  }
+}
+
+// The weight gradient by packing. Each chunk of the pixels makes a partial result of its own; how
+// many there are depends on the sizes alone, so that their sum, taken in order, does not depend on
+// the threads.
+template <typename T>
+void weight_grad_packed(const Geometry& geo, Im2col<T> g, Im2col<T> x, const std::vector<Tap>& taps,
+                        T* dw) {
+  using A = Accumulator<T>;
+  auto planes =
+      make_taps(geo.out, {{0, 0}}, {{0, 0}}, g.strides, g.mask_strides, 0, {}, g.runs_over_taps);
+  merge_rows(g);
+  g.limit(planes);
+  g.taps = planes.data();
+  x.taps = taps.data();
+  const int64_t m = geo.out, n = static_cast<int64_t>(taps.size()), pixels = x.grid.count();
+  const Tiling tiling(m, n, 1, 1, kCols<A>);
+  const int64_t tasks = geo.groups * tiling.count();
+  const int64_t chunks = std::max<int64_t>(1, std::min((32 + tasks - 1) / tasks, pixels / 1024));
+  const int64_t chunk = ((pixels + chunks - 1) / chunks + kDepth - 1) / kDepth * kDepth;
+  std::vector<A> partial(chunks * geo.groups * m * n);
+  parallel_for(
+      0, chunks * tasks, grain(chunk * tiling.rows * tiling.cols), [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task) {
+          const int64_t group = task / tiling.count() % geo.groups, tile = task % tiling.count();
+          const int64_t first = task / tasks * chunk;
+          A* to = partial.data() + (task / tasks * geo.groups + group) * m * n;
+          Im2col<T> a = g, b = x;
+          a.image += group * geo.out * g.strides.c;
+          if (a.mask) a.mask += group * geo.out * g.mask_strides.c;
+          b.image += group * geo.in * x.strides.c;
+          const auto store = [&](int64_t i, int64_t j, int rows, int cols, const A* c) {
+            for (int r = 0; r < rows; ++r)
+              write_row(c + r * kCols<A>, cols, to + (i + r) * n + j, 1);
+          };
+          gemm_tile<A>(tiling, tile, first, std::min(first + chunk, pixels), a, b, store);
+        }
+      });
+  add_parts(partial, chunks, geo.groups * m, n, 1, taps, dw);
+}
+
+// The weight gradient by slabs. A part is a run of tasks, at most 32 of them; both are a matter of
+// sizes alone.
+template <typename T>
+void weight_grad_in_slabs(const Geometry& geo, const Im2col<T>& g, const Im2col<T>& x,
+                          const std::vector<Place>& rows, const std::vector<Place>& cols,
+                          const std::vector<Tap>& taps, T* dw) {
+  using A = Accumulator<T>;
+  const auto n = static_cast<int64_t>(taps.size());
+  const int64_t row =
+      geo.in * x.grid.step_h * x.grid.step_w * x.grid.width + geo.out * x.grid.width;
+  const int64_t out_rows =
+      std::clamp<int64_t>(131072 / row - static_cast<int64_t>(rows.size()), 1, x.grid.height);
+  const int64_t blocks = (x.grid.height + out_rows - 1) / out_rows, tasks = x.grid.images * blocks;
+  const int64_t parts = std::clamp<int64_t>(tasks, 1, 32), run = (tasks + parts - 1) / parts;
+  const Slab<T> slab(x, geo.in, rows, cols, out_rows);
+  std::vector<A> partial(parts * geo.groups * geo.out * n);
+  parallel_for(0, parts * geo.groups, grain(run * out_rows * x.grid.width * geo.out * n),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t i = begin; i < end; ++i) {
+                   const int64_t part = i / geo.groups, group = i % geo.groups;
+                   for (int64_t task = part * run; task < std::min((part + 1) * run, tasks);
+                        ++task) {
+                     const int64_t a = task % blocks * out_rows;
+                     weight_grad_padded(slab, g, geo.out, n, task / blocks, group * geo.out,
+                                        group * geo.in, a, std::min(out_rows, x.grid.height - a),
+                                        partial.data() + i * geo.out * n);
+                   }
+                 }
+               });
+  add_parts(partial, parts, geo.groups * geo.out, n, 1, taps, dw);
+}
+
+// dw is contiguous.
+template <typename T>
+void corr2d_weight_grad(const Geometry& geo, const T* g, const Strides& gs, const Plane<T>& y,
+                        const T* x, const Strides& xs, T* dw) {
+  const Strides ws{0, geo.kernel.h * geo.kernel.w, geo.kernel.w, 1};
+  const Grid grid{geo.images, geo.output.h, geo.output.w};
+  const Grid strided{geo.images, geo.output.h, geo.output.w, geo.stride.h, geo.stride.w};
+  Im2col<T> gradient{g,    gs,      y.data, y.strides, geo.output.h, geo.output.w,
+                     grid, nullptr, gs.c,   false,     false};
+  Im2col<T> image{x,       xs,      nullptr, {},    geo.input.h, geo.input.w,
+                  strided, nullptr, xs.c,    false, false};
+  const auto rows = window(geo.kernel.h, geo.dilation.h, geo.before.h);
+  const auto cols = window(geo.kernel.w, geo.dilation.w, geo.before.w);
+  const bool depthwise = is_depthwise(geo.groups, {geo.in, 0, geo.out}, image);
+  const bool slabs = !depthwise && fits_slabs(image, geo.in, rows, cols) &&
+                     geo.out * geo.in * geo.kernel.h * geo.kernel.w <= 16384;
+  gradient.runs_over_taps = runs_over_taps(gs, geo.out);
+  image.runs_over_taps = !depthwise && !slabs && runs_over_taps(xs, geo.in);
+  auto taps = make_taps(geo.in, rows, cols, xs, {}, ws.c, ws, image.runs_over_taps);
+  image.limit(taps);
+  if (taps.empty() || geo.out == 0) return;
+  if (depthwise) return depthwise_weight_grad(geo.groups, gradient, image, taps, dw);
+  if (slabs) return weight_grad_in_slabs(geo, gradient, image, rows, cols, taps, dw);
+  weight_grad_packed(geo, gradient, image, taps, dw);
+}
+}  // namespace d2lops
