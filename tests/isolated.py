@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import d2lops
+from d2lops import backends
 
 PACKAGE = Path(d2lops.__file__).parent
 ROOT = Path(__file__).parents[1]
@@ -24,3 +25,9 @@ def run_python(
         capture_output=True,
         text=True,
     )
+
+
+def assert_survives(script: str) -> None:
+    """The script neither raises nor crashes, on the CPU library that is loaded here."""
+    result = run_python("-c", script, D2LOPS_CPU=backends.cpu_library[0])
+    assert result.returncode == 0, result.stderr or f"ended by {result.returncode}"

@@ -2,8 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,15 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from d2lops import backends
 from d2lops import functional as F
 from d2lops.ops.bias_grad import BiasGrad
 from d2lops.ops.corr2d import Corr2dInputGrad, Corr2dWeightGrad, Window
 from tests import reference
 from tests.accuracy import DTYPES, assert_as_accurate_as_torch, away_from_zero, layouts
-from tests.isolated import run_python
+from tests.arguments import assert_on_one_device, assert_refused_as_by_torch, without_kernels
+from tests.isolated import assert_survives
 from tests.memory import available_memory, guarded
+from tests.threads import bits, threads
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 raw = torch.ops.d2lops
 
 
@@ -159,28 +160,6 @@ def assert_layer_is_accurate(case: Case, relu: bool, *tensors: Tensor) -> None:
             lambda *inputs: torch_conv2d(*inputs, **case.arguments),
             *tensors,
         )
-
-
-def bits(x: Tensor) -> Tensor:
-    """What torch.equal can compare NaN by NaN."""
-    return x.clone(memory_format=torch.contiguous_format).view(torch.uint8)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """What is this small is not worth waking a second one for; TestDeterminism tells of others."""
-    with threads(1):
-        yield
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def raw_calls(case: Case, dtype: torch.dtype, layout: str = "contiguous") -> dict[str, Callable]:
@@ -887,34 +866,18 @@ class TestArguments:
     def test_refused_as_by_torch(
         self, tensors: tuple, named: dict, message: str, layer: Callable
     ) -> None:
-        with pytest.raises((RuntimeError, TypeError)) as theirs:
-            torch.nn.functional.conv2d(*tensors, **named)
-        with pytest.raises(theirs.type, match=message) as ours:
-            layer(*tensors, **named)
+        theirs = torch.nn.functional.conv2d
+        raised = assert_refused_as_by_torch(layer, theirs, message, *tensors, **named)
         if message != "size of the output overflows":
-            assert str(ours.value).startswith(f"{layer.__name__}(): ")
+            assert str(raised.value).startswith(f"{layer.__name__}(): ")
 
-    @pytest.mark.parametrize(
-        "tensors, message",
-        (
-            ((X.long(), WEIGHT.long()), r"input has dtype torch\.int64; allowed: float32"),
-            ((X.cfloat(), WEIGHT.cfloat()), r"input has dtype torch\.complex64; allowed"),
-            ((X.to_sparse(), WEIGHT), r"input has layout torch\.sparse_coo; allowed"),
-            ((X, WEIGHT.to_sparse()), r"weight has layout torch\.sparse_coo; allowed"),
-            ((X, WEIGHT, BIAS.to_sparse()), r"bias has layout torch\.sparse_coo; allowed"),
-            ((X.to_mkldnn(), WEIGHT), r"input has layout torch\._mkldnn; allowed"),
-        ),
-    )
+    @pytest.mark.parametrize("tensors, message", without_kernels(X, WEIGHT, BIAS))
     def test_no_kernel(self, tensors: tuple, message: str) -> None:
         with pytest.raises(NotImplementedError, match=message):
             F.conv2d(*tensors)
 
-    @pytest.mark.parametrize("which", (1, 2))
-    def test_one_device(self, which: int) -> None:
-        tensors = [X, WEIGHT, BIAS]
-        tensors[which] = tensors[which].to("meta")
-        with pytest.raises(RuntimeError, match="is on meta, but input is on cpu"):
-            F.conv2d(*tensors)
+    def test_one_device(self) -> None:
+        assert_on_one_device(F.conv2d, X, WEIGHT, BIAS)
 
     @pytest.mark.parametrize("name", ("stride", "padding", "dilation"))
     @pytest.mark.parametrize(
@@ -1105,12 +1068,8 @@ class TestRawOperators:
             call()
 
     def test_enormous_and_nothing(self) -> None:
-        script = "from tests import test_corr2d as t; t.try_enormous_and_nothing()"
-        result = run_python("-c", script, D2LOPS_CPU=backends.cpu_library[0])
-        assert result.returncode == 0, result.stderr
+        assert_survives("from tests import test_corr2d as t; t.try_enormous_and_nothing()")
 
     @pytest.mark.parametrize("at_end", (True, False), ids=("after", "before"))
     def test_nothing_beyond_a_tensor_is_read(self, at_end: bool) -> None:
-        script = f"from tests import test_corr2d as t; t.touch_guarded({at_end})"
-        result = run_python("-c", script, D2LOPS_CPU=backends.cpu_library[0])
-        assert result.returncode == 0, result.stderr or f"ended by {result.returncode}"
+        assert_survives(f"from tests import test_corr2d as t; t.touch_guarded({at_end})")

@@ -2,8 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,14 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from d2lops import backends
 from d2lops import functional as F
 from d2lops.ops.linear_relu import LinearInputGrad, LinearWeightGrad
 from tests import reference
 from tests.accuracy import DTYPES, assert_as_accurate_as_torch, away_from_zero
-from tests.isolated import run_python
+from tests.arguments import assert_on_one_device, assert_refused_as_by_torch, without_kernels
+from tests.isolated import assert_survives
 from tests.memory import available_memory, guarded
+from tests.threads import bits, threads
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 raw = torch.ops.d2lops
 
 # (M, K, N): one less and one more than what the kernel cuts into: vectors of 2 ... 16 numbers, 4
@@ -40,23 +41,6 @@ LAYERS = {
     "linear_relu": (F.linear_relu, lambda *a: torch.nn.functional.linear(*a).relu()),
 }
 BOTH = {"argvalues": LAYERS.values(), "ids": LAYERS.keys()}
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """What is this small is not worth waking a second one for; TestDeterminism tells of others."""
-    with threads(1):
-        yield
 
 
 def tensors(size: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,11 +84,6 @@ def assert_layer_is_accurate(ours: Callable, theirs: Callable, *inputs: Tensor) 
         lambda *a: theirs(*(t.contiguous() for t in a)) * mask.to(a[0].dtype),
         *inputs,
     )
-
-
-def bits(x: Tensor) -> Tensor:
-    """What torch.equal can compare NaN by NaN."""
-    return x.clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 def raw_calls(size: tuple[int, int, int], dtype: torch.dtype, layout: str) -> dict[str, Callable]:
@@ -497,31 +476,17 @@ class TestArguments:
     @pytest.mark.parametrize("name", LAYERS)
     @pytest.mark.parametrize("inputs, message", argvalues=REFUSED.values(), ids=REFUSED.keys())
     def test_refused_as_by_torch(self, inputs: tuple, message: str, name: str) -> None:
-        with pytest.raises((RuntimeError, TypeError)) as theirs:
-            torch.nn.functional.linear(*inputs)
-        with pytest.raises(theirs.type, match=message) as ours:
-            LAYERS[name][0](*inputs)
-        assert str(ours.value).startswith(f"{name}(): ")
+        ours, _ = LAYERS[name]
+        raised = assert_refused_as_by_torch(ours, torch.nn.functional.linear, message, *inputs)
+        assert str(raised.value).startswith(f"{name}(): ")
 
-    @pytest.mark.parametrize(
-        "inputs, message",
-        (
-            ((X.long(), WEIGHT.long()), r"input has dtype torch\.int64; allowed: float32"),
-            ((X.cfloat(), WEIGHT.cfloat()), r"input has dtype torch\.complex64; allowed"),
-            ((X.to_sparse(), WEIGHT), r"input has layout torch\.sparse_coo; allowed"),
-            ((X, WEIGHT.to_sparse()), r"weight has layout torch\.sparse_coo; allowed"),
-        ),
-    )
+    @pytest.mark.parametrize("inputs, message", without_kernels(X, WEIGHT, BIAS))
     def test_no_kernel(self, inputs: tuple, message: str) -> None:
         with pytest.raises(NotImplementedError, match=message):
             F.linear(*inputs)
 
-    @pytest.mark.parametrize("which", (1, 2))
-    def test_one_device(self, which: int) -> None:
-        inputs = [X, WEIGHT, BIAS]
-        inputs[which] = inputs[which].to("meta")
-        with pytest.raises(RuntimeError, match="is on meta, but input is on cpu"):
-            F.linear(*inputs)
+    def test_one_device(self) -> None:
+        assert_on_one_device(F.linear, X, WEIGHT, BIAS)
 
     def test_bias_of_more_dimensions(self) -> None:
         """torch adds it if it can be expanded, though its documentation allows one dimension."""
@@ -608,6 +573,4 @@ class TestRawOperators:
 
     @pytest.mark.parametrize("at_end", (True, False), ids=("after", "before"))
     def test_nothing_beyond_a_tensor_is_read(self, at_end: bool) -> None:
-        script = f"from tests import test_linear_relu as t; t.touch_guarded({at_end})"
-        result = run_python("-c", script, D2LOPS_CPU=backends.cpu_library[0])
-        assert result.returncode == 0, result.stderr or f"ended by {result.returncode}"
+        assert_survives(f"from tests import test_linear_relu as t; t.touch_guarded({at_end})")
