@@ -4,6 +4,8 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
+#include <cstdlib>
 #include <cstdint>
 #include <vector>
 
@@ -13,6 +15,7 @@
 #include "cpu/im2col.h"
 #include "cpu/padded.h"
 #include "cpu/parallel.h"
+#include "cpu/winograd.h"
 
 namespace d2lops {
 
@@ -102,6 +105,63 @@ void correlate_in_slabs(int64_t groups, const GroupStep& step, const Im2col<T>& 
   });
 }
 
+inline int64_t least_shift(const std::vector<Place>& places) {
+  int64_t least = places[0].shift;
+  for (const Place& place : places) least = std::min(least, place.shift);
+  return least;
+}
+
+static const int64_t kBlockTiles = getenv("WB") ? atol(getenv("WB")) : 0;
+
+// The same by Winograd's transforms (winograd.h): windows of 3 x 3. False where a result is not
+// finite, and so perhaps wrong.
+template <typename T>
+bool correlate_by_winograd(int64_t groups, const GroupStep& step, const Im2col<T>& x,
+                           const std::vector<Place>& rows, const std::vector<Place>& cols,
+                           const T* w, int64_t w_output, int64_t w_plane, const Strides& ws,
+                           ImageWriter<T> out) {
+  using winograd::kTile;
+  const winograd::Tiles tiles(x.grid.images, x.grid.height, x.grid.width);
+  const int64_t first_row = least_shift(rows), first_col = least_shift(cols);
+  int64_t places[winograd::kWindow * winograd::kWindow];
+  for (const Place& r : rows) {
+    for (const Place& s : cols) {
+      places[(r.shift - first_row) * winograd::kWindow + s.shift - first_col] =
+          r.index * ws.h + s.index * ws.w;
+    }
+  }
+  winograd::TransformedWeights<T> weights(groups, step.outputs, step.planes);
+  parallel_for(0, groups * weights.panels, grain(64 * kRows * step.planes),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t i = begin; i < end; ++i) {
+                   const int64_t group = i / weights.panels;
+                   weights.fill(w + group * step.weights, w_output, w_plane, places, group,
+                                i % weights.panels);
+                 }
+               });
+  const int64_t most = kBlockTiles ? kBlockTiles : 150;
+  const int64_t block_rows = winograd::rows_per_task<Accumulator<T>>(tiles, groups, most, get_num_threads());
+  const int64_t blocks = (tiles.rows() + block_rows - 1) / block_rows;
+  const winograd::TransformedImage<T> image(x, tiles, step.planes, first_row, first_col,
+                                            block_rows);
+  out.channels_first = true;
+  out.grid = {tiles.images, tiles.height, kTile * tiles.width, kTile, 1};
+  std::atomic<bool> finite = true;
+  parallel_for(0, groups * blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t group = task / blocks, row = task % blocks * block_rows;
+      ImageWriter<T> even = writer_of_group(out, group, step), odd = even;
+      odd.image += odd.strides.h;
+      odd.rows = x.grid.height / kTile;
+      if (!winograd::correlate(image, weights, tiles, group, step.planes, row,
+                               std::min(block_rows, tiles.rows() - row), {even, odd})) {
+        finite = false;
+      }
+    }
+  });
+  return finite;
+}
+
 // The same with one input and one output channel per group (depthwise.h).
 template <typename T>
 void correlate_depthwise(int64_t channels, const Im2col<T>& x, const std::vector<Tap>& taps,
@@ -143,6 +203,10 @@ void correlate(int64_t groups, const GroupStep& step, Im2col<T> x, const std::ve
                const std::vector<Place>& cols, const T* w, int64_t w_output, int64_t w_plane,
                const Strides& ws, const ImageWriter<T>& out) {
   if (x.grid.count() == 0 || step.outputs == 0) return;
+  if (fits_winograd(step, x, rows, cols) &&
+      correlate_by_winograd(groups, step, x, rows, cols, w, w_output, w_plane, ws, out)) {
+    return;
+  }
   // Depthwise, too, where channels are apart.
   const bool depthwise = is_depthwise(groups, step, x) &&
                          (x.strides.c == 1 || !fits_slabs(x, step.planes, rows, cols));

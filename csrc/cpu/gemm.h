@@ -248,7 +248,8 @@ struct Tiling {
 };
 
 // Scratch memory that a thread keeps from call to call: fresh pages cost more than packing does.
-template <typename A>
+// Two slots serve two uses at once.
+template <typename A, int Slot = 0>
 A* scratch(size_t count) {
   struct Free {
     void operator()(A* p) const { ::operator delete[](p, std::align_val_t{64}); }

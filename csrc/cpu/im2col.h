@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "cpu/gemm.h"
@@ -171,6 +172,73 @@ struct Im2col {
   }
 };
 
+// to[r * to_stride + c] = from[r * row_stride + c * col_stride], with the mask's sign where it is
+// given. Where rows lie side by side, blocks are transposed in registers. May write up to the end of
+// a row's last vector.
+template <typename T, typename A>
+void read_matrix(const T* from, int64_t row_stride, int64_t col_stride, const T* mask,
+                 int64_t mask_row_stride, int64_t mask_col_stride, int64_t rows, int64_t cols, A* to,
+                 int64_t to_stride) {
+  constexpr int lanes = kLanes<A>;
+  if (col_stride == 1 || row_stride != 1 || (mask && mask_row_stride != 1)) {
+    for (int64_t r = 0; r < rows; ++r) {
+      read_row(from + r * row_stride, col_stride, cols, to + r * to_stride);
+      if (mask) mask_row(mask + r * mask_row_stride, mask_col_stride, cols, to + r * to_stride);
+    }
+    return;
+  }
+  for (int64_t r = 0; r < rows; r += lanes) {
+    const int n = static_cast<int>(std::min<int64_t>(lanes, rows - r));
+    const auto read = [&](const T* p) { return n == lanes ? load<A>(p) : load_first<A>(p, n); };
+    for (int64_t c = 0; c < cols; c += lanes) {
+      Vec<A> block[lanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) {
+        if (c + i >= cols) {
+          block[i] = Vec<A>{};
+        } else {
+          block[i] = read(from + r + (c + i) * col_stride);
+          if (mask) block[i] = read(mask + r + (c + i) * mask_col_stride) <= A{0} ? Vec<A>{} : block[i];
+        }
+      }
+      transpose<lanes, A>(block);
+      for (int i = 0; i < n; ++i) store(to + (r + i) * to_stride + c, block[i]);
+    }
+  }
+}
+
+// n zeros, and as many more as the last vector holds: fewer than a call of memset costs.
+template <typename A>
+inline void zero_vectors(A* to, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes<A>) store(to + i, Vec<A>{});
+}
+
+// Planes `plane` ... + `planes` - 1 of row h of image n, `cols` columns from w on, zeros outside the
+// image: one row of the result per plane or, if `pixels`, per column.
+template <typename T, typename A>
+inline void read_padded(const Im2col<T>& x, int64_t n, int64_t plane, int planes, int64_t h,
+                        int64_t w, int64_t cols, bool pixels, A* to, int64_t to_stride) {
+  const bool row_inside = h >= 0 && h < x.height;  // columns low ... high - 1 are inside
+  const int64_t low = row_inside ? std::clamp<int64_t>(-w, 0, cols) : cols;
+  const int64_t high = row_inside ? std::clamp<int64_t>(x.width - w, low, cols) : cols;
+  const auto at = [&](const Strides& s) {
+    return n * s.n + plane * s.c + h * s.h + (w + low) * s.w;
+  };
+  const T* from = x.image + at(x.strides);
+  const T* mask = x.mask ? x.mask + at(x.mask_strides) : nullptr;
+  const Strides &s = x.strides, &m = x.mask_strides;
+  if (pixels) {
+    std::fill_n(to, low * to_stride, A{0});
+    read_matrix(from, s.w, s.c, mask, m.w, m.c, high - low, planes, to + low * to_stride,
+                to_stride);
+    std::fill_n(to + high * to_stride, (cols - high) * to_stride, A{0});
+  } else {
+    for (int p = 0; p < planes; ++p) zero_vectors(to + p * to_stride, low);
+    read_matrix(from, s.c, s.w, mask, m.c, m.w, planes, high - low, to + low, to_stride);
+    for (int p = 0; p < planes; ++p) zero_vectors(to + p * to_stride + high, cols - high);
+  }
+}
+
 // The weights that meet the taps, as a reader: element (i, tap) is data[i * i_stride +
 // taps[tap].weight].
 template <typename T>
@@ -205,12 +273,14 @@ struct ImageWriter {
   Epilogue<T> epilogue;
   bool channels_first;  // whether rows of a piece are channels
   int64_t columns;      // of the grid that exist in the image
+  int64_t rows = std::numeric_limits<int64_t>::max();  // likewise
 
   void operator()(int64_t i, int64_t j, int rows, int cols, A* c) const {
     if (channels_first) {
       for (int r = 0; r < rows; ++r) epilogue.per_row(i + r, c + r * kCols<A>, cols);
       if (strides.c == 1 && rows == kRows) return write_channels(i, j, cols, c);
       for_each_run(grid, j, cols, [&](int at, int length, int64_t n, int64_t a, int64_t b) {
+        if (a >= this->rows) return;
         const int count = static_cast<int>(std::min<int64_t>(length, columns - b));
         T* to = image + place(n, a, b) + i * strides.c;
         for (int r = 0; r < rows; ++r, to += strides.c) {
@@ -243,6 +313,7 @@ struct ImageWriter {
       }
     }
     for_each_run(grid, j, cols, [&](int at, int length, int64_t n, int64_t a, int64_t b) {
+      if (a >= this->rows) return;
       const int count = static_cast<int>(std::min<int64_t>(length, columns - b));
       T* to = image + place(n, a, b) + i;
       for (int x = at; x < at + count; ++x, to += grid.step_w * strides.w) {
