@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "cpu/im2col.h"
 #include "cpu/padded_weight_grad.h"
 #include "cpu/parallel.h"
+#include "cpu/winograd_weight_grad.h"
 
 namespace d2lops {
 
@@ -140,6 +142,51 @@ void weight_grad_in_slabs(const Geometry& geo, const Im2col<T>& g, const Im2col<
   add_parts(partial, parts, geo.groups * geo.out, n, 1, taps, dw);
 }
 
+// The weight gradient by Winograd's transforms (winograd_weight_grad.h). False where a result is not
+// finite, and so perhaps wrong.
+template <typename T>
+bool weight_grad_by_winograd(const Geometry& geo, const Im2col<T>& g, const Im2col<T>& x, T* dw) {
+  using A = Accumulator<T>;
+  const winograd::Tiles tiles(geo.images, geo.output.h, geo.output.w);
+  const auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  // Tasks are parts of the tiles times ranges of the outputs, as sizes alone have it.
+  const int64_t parts = std::clamp<int64_t>(tiles.count() / 1024, 1, 16);
+  const int64_t ranges =
+      std::clamp<int64_t>(up(8, parts * geo.groups), up(geo.out, 128), up(geo.out, 32));
+  const int64_t range = up(up(geo.out, ranges), kLanes<A>) * kLanes<A>;
+  const int64_t part_rows = up(tiles.rows(), parts);
+  const int64_t fitting = (1 << 20) / (winograd::kPositions * sizeof(A) * (range + geo.in));
+  const int64_t rows = std::clamp<int64_t>(
+      std::max<int64_t>(fitting, winograd::kSumDepth) / tiles.width, 1, part_rows);
+  const winograd::WeightGradPiece<A> pieces(range, geo.in);
+  const int64_t tasks = geo.groups * up(geo.out, range), part = tasks * pieces.size();
+  A* const du = scratch<A, 1>(parts * part);
+  parallel_for(0, parts * tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t task = i % tasks, group = task / up(geo.out, range),
+                    k = task % up(geo.out, range) * range, row = i / tasks * part_rows;
+      const winograd::WeightGrad<T> sum(g, x, tiles, std::min(range, geo.out - k), geo.in,
+                                        -geo.before.h, -geo.before.w, rows);
+      sum(group * geo.out + k, group * geo.in, row, std::min(row + part_rows, tiles.rows()),
+          pieces, du + i * pieces.size());
+    }
+  });
+  std::atomic<bool> finite = true;
+  parallel_for(0, tasks * pieces.panels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t task = i / pieces.panels, panel = i % pieces.panels,
+                    group = task / up(geo.out, range),
+                    k = task % up(geo.out, range) * range + panel * kRows;
+      const int used = static_cast<int>(std::clamp<int64_t>(geo.out - k, 0, kRows));
+      if (!winograd::finish_weight_grad(du + task * pieces.size(), parts, part, pieces, panel, used,
+                                        geo.in, dw + (group * geo.out + k) * geo.in * 9)) {
+        finite = false;
+      }
+    }
+  });
+  return finite;
+}
+
 // dw is contiguous.
 template <typename T>
 void corr2d_weight_grad(const Geometry& geo, const T* g, const Strides& gs, const Plane<T>& y,
@@ -153,6 +200,10 @@ void corr2d_weight_grad(const Geometry& geo, const T* g, const Strides& gs, cons
                   strided, nullptr, xs.c,    false, false};
   const auto rows = window(geo.kernel.h, geo.dilation.h, geo.before.h);
   const auto cols = window(geo.kernel.w, geo.dilation.w, geo.before.w);
+  if (fits_winograd<T>({geo.in, 0, geo.out}, image, rows, cols) &&
+      weight_grad_by_winograd(geo, gradient, image, dw)) {
+    return;
+  }
   const bool depthwise = is_depthwise(geo.groups, {geo.in, 0, geo.out}, image);
   const bool slabs = !depthwise && fits_slabs(image, geo.in, rows, cols) &&
                      geo.out * geo.in * geo.kernel.h * geo.kernel.w <= 16384;
