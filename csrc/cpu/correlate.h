@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <cstdint>
 #include <vector>
 
@@ -111,8 +110,6 @@ inline int64_t least_shift(const std::vector<Place>& places) {
   return least;
 }
 
-static const int64_t kBlockTiles = getenv("WB") ? atol(getenv("WB")) : 0;
-
 // The same by Winograd's transforms (winograd.h): windows of 3 x 3. False where a result is not
 // finite, and so perhaps wrong.
 template <typename T>
@@ -123,7 +120,7 @@ bool correlate_by_winograd(int64_t groups, const GroupStep& step, const Im2col<T
   using winograd::kTile;
   const winograd::Tiles tiles(x.grid.images, x.grid.height, x.grid.width);
   const int64_t first_row = least_shift(rows), first_col = least_shift(cols);
-  int64_t places[winograd::kWindow * winograd::kWindow];
+  int64_t places[winograd::kPlaces];
   for (const Place& r : rows) {
     for (const Place& s : cols) {
       places[(r.shift - first_row) * winograd::kWindow + s.shift - first_col] =
@@ -131,16 +128,15 @@ bool correlate_by_winograd(int64_t groups, const GroupStep& step, const Im2col<T
     }
   }
   winograd::TransformedWeights<T> weights(groups, step.outputs, step.planes);
-  parallel_for(0, groups * weights.panels, grain(64 * kRows * step.planes),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t i = begin; i < end; ++i) {
-                   const int64_t group = i / weights.panels;
-                   weights.fill(w + group * step.weights, w_output, w_plane, places, group,
-                                i % weights.panels);
-                 }
-               });
-  const int64_t most = kBlockTiles ? kBlockTiles : 150;
-  const int64_t block_rows = winograd::rows_per_task<Accumulator<T>>(tiles, groups, most, get_num_threads());
+  parallel_for(0, groups * weights.pieces(), 4, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t group = i / weights.pieces();
+      weights.fill(w + group * step.weights, w_output, w_plane, places, group,
+                   i % weights.pieces());
+    }
+  });
+  const int64_t block_rows =
+      winograd::rows_per_task<Accumulator<T>>(tiles, groups, get_num_threads());
   const int64_t blocks = (tiles.rows() + block_rows - 1) / block_rows;
   const winograd::TransformedImage<T> image(x, tiles, step.planes, first_row, first_col,
                                             block_rows);

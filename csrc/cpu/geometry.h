@@ -113,11 +113,10 @@ template <typename T>
 bool fits_winograd(const GroupStep& step, const Im2col<T>& x, const std::vector<Place>& rows,
                    const std::vector<Place>& cols) {
   const auto neighbours = [](const std::vector<Place>& places) {
-    return places.size() == 3 && std::abs(places[0].shift - places[1].shift) == 1 &&
-           std::abs(places[1].shift - places[2].shift) == 1;
+    return places.size() == 3 && std::abs(places[0].shift - places[2].shift) == 2;
   };
   return neighbours(rows) && neighbours(cols) && x.grid.step_h == 1 && x.grid.step_w == 1 &&
-         step.planes >= 16 && step.outputs >= 16 && x.grid.count() >= 128 && !getenv("NOWINO");
+         step.planes >= 16 && step.outputs >= 16 && x.grid.count() >= 128;
 }
 
 // Which way: the direct kernels and the slabs need rows of a size that fits the cache; slabs pay

@@ -179,7 +179,7 @@ bool weight_grad_by_winograd(const Geometry& geo, const Im2col<T>& g, const Im2c
                     k = task % up(geo.out, range) * range + panel * kRows;
       const int used = static_cast<int>(std::clamp<int64_t>(geo.out - k, 0, kRows));
       if (!winograd::finish_weight_grad(du + task * pieces.size(), parts, part, pieces, panel, used,
-                                        geo.in, dw + (group * geo.out + k) * geo.in * 9)) {
+                                        geo.in, dw + (group * geo.out + k) * geo.in * winograd::kPlaces)) {
         finite = false;
       }
     }

@@ -32,7 +32,8 @@
 
 namespace d2lops::winograd {
 
-constexpr int kTile = 2, kPatch = 4, kPositions = kPatch * kPatch, kWindow = 3;
+constexpr int kTile = 2, kPatch = 4, kPositions = kPatch * kPatch;
+constexpr int kWindow = 3, kPlaces = kWindow * kWindow;
 constexpr int kSumDepth = 64;
 
 // The transforms of one dimension, of numbers or vectors, `Step` apart.
@@ -73,13 +74,13 @@ inline void input_transform(V (&x)[kPositions]) {
   for (int i = 0; i < kPatch; ++i) input_1d<1>(x + i * kPatch);
 }
 template <typename V>
-inline void weight_transform(const V (&w)[kWindow * kWindow], V (&u)[kPositions]) {
+inline void weight_transform(const V (&w)[kPlaces], V (&u)[kPositions]) {
   V half[kPatch * kWindow];
   for (int i = 0; i < kWindow; ++i) weight_1d<kWindow>(w + i, half + i);
   for (int i = 0; i < kPatch; ++i) weight_1d<1>(half + i * kWindow, u + i * kPatch);
 }
 template <typename V>
-inline void weight_adjoint(const V (&u)[kPositions], V (&w)[kWindow * kWindow]) {
+inline void weight_adjoint(const V (&u)[kPositions], V (&w)[kPlaces]) {
   V half[kPatch * kWindow];
   for (int i = 0; i < kPatch; ++i) weight_adjoint_1d<1>(u + i * kPatch, half + i * kWindow);
   for (int i = 0; i < kWindow; ++i) weight_adjoint_1d<kWindow>(half + i, w + i);
@@ -118,10 +119,12 @@ inline int64_t row_stride(int64_t n) {
   return stride * sizeof(A) % 4096 == 0 ? stride + kLanes<A> : stride;
 }
 
-// Rows of tiles per task: those, of at most `most` tiles, that keep the busiest thread least busy.
-// The micro-kernel takes kCols tiles at a time, and a task costs something by itself.
+// Rows of tiles per task: those that keep the busiest thread least busy. The micro-kernel takes kCols
+// tiles at a time, and a task costs something by itself. Around 150 tiles share the reading of the
+// weights, and leave V and M in the cache for up to a hundred channels.
 template <typename A>
-int64_t rows_per_task(const Tiles& tiles, int64_t groups, int64_t most, int64_t threads) {
+int64_t rows_per_task(const Tiles& tiles, int64_t groups, int64_t threads) {
+  constexpr int64_t most = 150;
   const auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   int64_t best = 1, least = std::numeric_limits<int64_t>::max();
   for (int64_t rows = 1; rows <= std::clamp<int64_t>(most / tiles.width, 1, tiles.rows()); ++rows) {
@@ -148,7 +151,7 @@ class TransformedImage {
         first_col_(first_col),
         together_(x.strides.c == 1 ? kLanes<A> : 1),
         stride_(row_stride<A>(rows * tiles.width)),
-        position_(planes * stride_ + kLanes<A>),
+        position_(planes * stride_ + kLanes<A>),  // no power of two: positions must not share sets
         line_(kTile * (tiles.width + 1) + 3 * kLanes<A>),
         half_((rows + 1) * tiles.width + kLanes<A>) {
     for (int i = 0; i < kSumDepth; ++i) offsets_[i] = i * stride_;
@@ -233,30 +236,46 @@ class TransformedWeights {
         depth((planes + blocks - 1) / blocks),
         outputs_(outputs),
         planes_(planes),
-        data_(scratch<A, 1>(groups * kPositions * blocks * panels * depth * kRows)) {}
+        position_(blocks * panels * depth * kRows + kLanes<A>),
+        data_(scratch<A, 1>(groups * kPositions * position_)) {}
 
   int rows(int64_t i) const {
     return static_cast<int>(std::min<int64_t>(kRows, outputs_ - i * kRows));
   }
   A* panel(int64_t group, int position, int64_t block, int64_t i) const {
-    return data_ + (((group * kPositions + position) * blocks + block) * panels + i) * depth * kRows;
+    return data_ + (group * kPositions + position) * position_ +
+           (block * panels + i) * depth * kRows;
   }
 
-  // Panel `i`. w is the group's weights, `output` and `plane` their strides; place (r, s) of the
-  // window is at places[r * kWindow + s].
-  void fill(const T* w, int64_t output, int64_t plane, const int64_t (&places)[kWindow * kWindow],
+  // How many pieces `fill` makes of a group's weights.
+  int64_t pieces() const { return panels * ((planes_ + kTogether - 1) / kTogether); }
+
+  // Piece `i`, in an order that goes through the weights as they lie in memory. w is the group's,
+  // `output` and `plane` are their strides; place (r, s) of the window is at places[r * kWindow + s].
+  void fill(const T* w, int64_t output, int64_t plane, const int64_t (&places)[kPlaces],
             int64_t group, int64_t i) {
-    for (int64_t c = 0; c < planes_; ++c) {
-      for (int r0 = 0; r0 < kRows; r0 += kWidth) {
-        Part window[kWindow * kWindow] = {}, u[kPositions];
-        for (int r = r0; r < std::min(r0 + kWidth, rows(i)); ++r) {
-          const T* from = w + (i * kRows + r) * output + c * plane;
-          for (int t = 0; t < kWindow * kWindow; ++t)
-            window[t][r - r0] = load1<A>(from + places[t]);
+    const int64_t across = pieces() / panels;
+    const int64_t row = output > plane ? i / across : i % panels,
+                  c0 = (output > plane ? i % across : i / panels) * kTogether;
+    const int64_t count = std::min<int64_t>(kTogether, planes_ - c0);
+    const bool dense = *std::max_element(places, places + kPlaces) < kPlaces;
+    A windows[kTogether * kPlaces * kRows + kLanes<A>];
+    w += row * kRows * output + c0 * plane;
+    if (dense) {
+      read_dense(w, output, plane, count, rows(row), windows);
+    } else {
+      read_spread(w, output, plane, places, count, rows(row), windows);
+    }
+    for (int64_t c = 0; c < count; ++c) {
+      A* const to = panel(group, 0, (c0 + c) / depth, row) + (c0 + c) % depth * kRows;
+      for (int r = 0; r < kRows; r += kWidth) {
+        Part window[kPlaces], u[kPositions];
+        for (int t = 0; t < kPlaces; ++t) {
+          const int64_t place = c * kPlaces + (dense ? places[t] : t);
+          window[t] = load_bytes<Part>(windows + place * kRows + r);
         }
         weight_transform(window, u);
-        for (int p = 0; p < kPositions; ++p)
-          store(panel(group, p, c / depth, i) + c % depth * kRows + r0, u[p]);
+        for (int p = 0; p < kPositions; ++p) store(to + p * position_ + r, u[p]);
       }
     }
   }
@@ -264,10 +283,31 @@ class TransformedWeights {
   const int64_t panels, blocks, depth;
 
  private:
+  static constexpr int kTogether = 16;  // planes
   static constexpr int kWidth = std::min(kRows, kLanes<A>);
   using Part = Vec<A, kWidth>;
 
-  int64_t outputs_, planes_;
+  // The windows of some planes, to[plane][place][kRows]. A window that is dense in memory is
+  // transposed in registers, several of them at once if they follow one another.
+  static void read_dense(const T* w, int64_t output, int64_t plane, int64_t count, int rows,
+                         A* to) {
+    const int64_t together = plane == kPlaces ? count : 1;
+    for (int64_t c = 0; c < count; c += together) {
+      read_matrix<T, A>(w + c * plane, 1, output, nullptr, 0, 0, together * kPlaces, rows,
+                        to + c * kPlaces * kRows, kRows);
+    }
+  }
+  static void read_spread(const T* w, int64_t output, int64_t plane,
+                          const int64_t (&places)[kPlaces], int64_t count, int rows, A* to) {
+    for (int64_t c = 0; c < count; ++c) {
+      for (int t = 0; t < kPlaces; ++t, to += kRows) {
+        for (int r = 0; r < kRows; ++r)
+          to[r] = r < rows ? load1<A>(w + r * output + c * plane + places[t]) : A{0};
+      }
+    }
+  }
+
+  int64_t outputs_, planes_, position_;
   A* data_;
 };
 
@@ -280,7 +320,7 @@ bool correlate(const TransformedImage<T>& image, const TransformedWeights<T>& we
   using A = Accumulator<T>;
   constexpr int64_t piece = kRows * kCols<A>;
   const int64_t count = rows * tiles.width, across = (count + kCols<A> - 1) / kCols<A>;
-  const int64_t position = weights.panels * across * piece;
+  const int64_t position = weights.panels * across * piece + kLanes<A>;
   A* const v = scratch<A>(image.size() + kPositions * position + image.scratch_size());
   A* const m = v + image.size();
   image.fill(group * planes, row, rows, v, m + kPositions * position);

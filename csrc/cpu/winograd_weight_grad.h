@@ -179,27 +179,30 @@ bool finish_weight_grad(const Accumulator<T>* du, int64_t parts, int64_t part,
                         const WeightGradPiece<Accumulator<T>>& pieces, int64_t i, int rows,
                         int64_t planes, T* dw) {
   using A = Accumulator<T>;
-  A not_finite = 0;  // w - w is NaN where w is infinite or NaN
+  Vec<A> not_finite{};  // w - w is NaN where w is infinite or NaN
   for (int64_t c = 0; c < planes; c += kLanes<A>) {
+    const auto count = static_cast<int>(std::min<int64_t>(kLanes<A>, planes - c));
     for (int r = 0; r < rows; ++r) {
-      Vec<A> u[kPositions], w[kWindow * kWindow];
+      Vec<A> u[kPositions], w[kPlaces];
       for (int p = 0; p < kPositions; ++p) {
-        const A* from =
-            du + pieces.at(p, i, c / kCols<A>) + r * kCols<A> + c % kCols<A>;
+        const A* from = du + pieces.at(p, i, c / kCols<A>) + r * kCols<A> + c % kCols<A>;
         u[p] = load<A>(from);
         for (int64_t at = 1; at < parts; ++at) u[p] += load<A>(from + at * part);
       }
       weight_adjoint(u, w);
-      T* to = dw + (r * planes + c) * kWindow * kWindow;
-      for (int lane = 0; lane < std::min<int64_t>(kLanes<A>, planes - c); ++lane) {
-        for (const Vec<A>& value : w) {
-          not_finite += value[lane] - value[lane];
-          store1(to++, value[lane]);
-        }
+      // From [place][channel] to [channel][place].
+      A places[kPlaces * kLanes<A>], windows[(kPlaces + 1) * kLanes<A>];
+      for (int t = 0; t < kPlaces; ++t) store(places + t * kLanes<A>, w[t]);
+      read_matrix<A, A>(places, 1, kLanes<A>, nullptr, 0, 0, count, kPlaces, windows, kPlaces);
+      std::fill_n(windows + count * kPlaces, kLanes<A>, A{0});
+      for (int t = 0; t < count * kPlaces; t += kLanes<A>) {
+        const Vec<A> value = load<A>(windows + t);
+        not_finite += value - value;
       }
+      write_row(windows, count * kPlaces, dw + (r * planes + c) * kPlaces, 1);
     }
   }
-  return not_finite == 0;
+  return horizontal_sum<A>(not_finite) == 0;
 }
 
 }  // namespace d2lops::winograd
