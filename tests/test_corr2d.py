@@ -91,6 +91,7 @@ CASES = {
     "1 x 1, stride": Case((2, 3, 6, 5), (4, 3, 1, 1), {"stride": 2}),
     "1 x 1, padding": Case((2, 3, 3, 4), (4, 3, 1, 1), {"padding": (1, 0, 0, 2)}),
     "1 x 1, groups": Case((2, 4, 3, 4), (6, 2, 1, 1), {"groups": 2}),
+    "3 x 3, 16 channels": Case((2, 16, 7, 6), (16, 16, 3, 3), {"padding": 1}),
     "kernel = input": Case((2, 3, 5, 4), (4, 3, 5, 4)),
     "all at once": Case(
         (2, 4, 8, 7),
@@ -122,6 +123,21 @@ SIZES = {
     "5 chunks": Case((5, 3, 33, 35), (4, 3, 5, 5), {"padding": 2}),
     "many strides": Case((2, 9, 37, 41), (8, 9, 3, 3), {"stride": 2, "padding": 1}),
 }
+
+# What Winograd's transforms cut into: tiles of 2 x 2, 64 and more channels, 48 and 144 tiles, images
+# that end inside a task, 128 outputs and 2048 tiles of the weight gradient.
+TRANSFORMED = {
+    "5 x 9 pixels": Case((3, 17, 5, 9), (19, 17, 3, 3), {"padding": 1}),
+    "no padding": Case((2, 16, 8, 9), (18, 16, 3, 3)),
+    "padding, sides": Case((2, 16, 6, 7), (16, 16, 3, 3), {"padding": (0, 2, 3, 1)}),
+    "65 -> 33 channels": Case((1, 65, 7, 8), (33, 65, 3, 3), {"padding": 1}),
+    "129 -> 16 channels": Case((2, 129, 6, 6), (16, 129, 3, 3), {"padding": 1}),
+    "16 -> 131 channels": Case((2, 16, 7, 7), (131, 16, 3, 3), {"padding": 1}),
+    "groups": Case((2, 34, 7, 6), (36, 17, 3, 3), {"padding": 1, "groups": 2}),
+    "157 tiles across": Case((1, 16, 3, 313), (16, 16, 3, 3), {"padding": 1}),
+    "2178 tiles": Case((2, 16, 66, 65), (16, 16, 3, 3), {"padding": 1}),
+}
+SIZES.update({f"transformed: {name}": case for name, case in TRANSFORMED.items()})
 
 TABLE = {**CASES, **SIZES}
 CASE_IDS = {"argvalues": CASES.values(), "ids": CASES.keys()}
@@ -483,11 +499,12 @@ class TestValues:
 
 
 class TestSpecialValues:
-    ARGUMENTS = ("plain", "stride", "padding, sides", "padding, sides, stride", "dilation, stride")
+    ARGUMENTS = ("plain", "stride", "padding, sides", "padding, sides, stride", "dilation, stride",
+                 "groups", "depthwise", "1 x 1", "3 x 3, 16 channels")
 
     @pytest.mark.parametrize("value", (math.nan, math.inf, -math.inf))
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    @pytest.mark.parametrize("name", (*ARGUMENTS, "groups", "depthwise", "1 x 1"))
+    @pytest.mark.parametrize("name", ARGUMENTS)
     def test_an_input_pixel_reaches_what_it_reaches_in_torch(
         self, name: str, dtype: torch.dtype, value: float
     ) -> None:
@@ -511,7 +528,7 @@ class TestSpecialValues:
                     assert torch.equal(our.isposinf(), their.isposinf())
                     assert torch.equal(our.isneginf(), their.isneginf())
 
-    @pytest.mark.parametrize("name", (*ARGUMENTS, "groups", "depthwise", "1 x 1"))
+    @pytest.mark.parametrize("name", ARGUMENTS)
     def test_a_nan_in_the_gradient_reaches_what_depends_on_it(self, name: str) -> None:
         """Whether it meets padding, and 0 times NaN, is open: torch's own kernels do not agree."""
         case = CASES[name]

@@ -107,8 +107,9 @@ struct GroupStep {
   int64_t planes, weights, outputs;  // input planes, elements of the weight, output planes
 };
 
-// Windows of 3 x 3 neighbours over enough channels that the transforms cost little beside the
-// products.
+// Windows of 3 x 3 neighbours, over enough channels and pixels that the transforms cost little beside
+// the products. How many images there are must not matter: each has its own bits, whatever lies
+// beside it.
 template <typename T>
 bool fits_winograd(const GroupStep& step, const Im2col<T>& x, const std::vector<Place>& rows,
                    const std::vector<Place>& cols) {
@@ -116,7 +117,8 @@ bool fits_winograd(const GroupStep& step, const Im2col<T>& x, const std::vector<
     return places.size() == 3 && std::abs(places[0].shift - places[2].shift) == 2;
   };
   return neighbours(rows) && neighbours(cols) && x.grid.step_h == 1 && x.grid.step_w == 1 &&
-         step.planes >= 16 && step.outputs >= 16 && x.grid.count() >= 128;
+         step.planes >= 16 && step.outputs >= 16 && x.grid.height * x.grid.width >= 36 &&
+         x.grid.images > 0;
 }
 
 // Which way: the direct kernels and the slabs need rows of a size that fits the cache; slabs pay

@@ -174,7 +174,7 @@ struct Im2col {
 
 // to[r * to_stride + c] = from[r * row_stride + c * col_stride], with the mask's sign where it is
 // given. Where rows lie side by side, blocks are transposed in registers. May write up to the end of
-// a row's last vector.
+// a row's last vector: rows must be that far apart, or shorter than one vector.
 template <typename T, typename A>
 void read_matrix(const T* from, int64_t row_stride, int64_t col_stride, const T* mask,
                  int64_t mask_row_stride, int64_t mask_col_stride, int64_t rows, int64_t cols, A* to,

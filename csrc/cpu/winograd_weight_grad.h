@@ -190,10 +190,10 @@ bool finish_weight_grad(const Accumulator<T>* du, int64_t parts, int64_t part,
         for (int64_t at = 1; at < parts; ++at) u[p] += load<A>(from + at * part);
       }
       weight_adjoint(u, w);
-      // From [place][channel] to [channel][place].
-      A places[kPlaces * kLanes<A>], windows[(kPlaces + 1) * kLanes<A>];
-      for (int t = 0; t < kPlaces; ++t) store(places + t * kLanes<A>, w[t]);
-      read_matrix<A, A>(places, 1, kLanes<A>, nullptr, 0, 0, count, kPlaces, windows, kPlaces);
+      A windows[(kPlaces + 1) * kLanes<A>];  // [channel][place]
+      for (int lane = 0; lane < count; ++lane) {
+        for (int t = 0; t < kPlaces; ++t) windows[lane * kPlaces + t] = w[t][lane];
+      }
       std::fill_n(windows + count * kPlaces, kLanes<A>, A{0});
       for (int t = 0; t < count * kPlaces; t += kLanes<A>) {
         const Vec<A> value = load<A>(windows + t);
