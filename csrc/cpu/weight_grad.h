@@ -153,7 +153,8 @@ bool weight_grad_by_winograd(const Geometry& geo, const Im2col<T>& g, const Im2c
   const int64_t parts = std::clamp<int64_t>(tiles.count() / 1024, 1, 16);
   const int64_t ranges =
       std::clamp<int64_t>(up(8, parts * geo.groups), up(geo.out, 128), up(geo.out, 32));
-  const int64_t range = up(up(geo.out, ranges), kLanes<A>) * kLanes<A>;
+  constexpr int whole = std::max(kRows, kLanes<A>);
+  const int64_t range = up(up(geo.out, ranges), whole) * whole;
   const int64_t part_rows = up(tiles.rows(), parts);
   const int64_t fitting = (1 << 20) / (winograd::kPositions * sizeof(A) * (range + geo.in));
   const int64_t rows = std::clamp<int64_t>(
