@@ -499,8 +499,17 @@ class TestValues:
 
 
 class TestSpecialValues:
-    ARGUMENTS = ("plain", "stride", "padding, sides", "padding, sides, stride", "dilation, stride",
-                 "groups", "depthwise", "1 x 1", "3 x 3, 16 channels")
+    ARGUMENTS = (
+        "plain",
+        "stride",
+        "padding, sides",
+        "padding, sides, stride",
+        "dilation, stride",
+        "groups",
+        "depthwise",
+        "1 x 1",
+        "3 x 3, 16 channels",
+    )
 
     @pytest.mark.parametrize("value", (math.nan, math.inf, -math.inf))
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)

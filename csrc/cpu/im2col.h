@@ -177,8 +177,8 @@ struct Im2col {
 // a row's last vector: rows must be that far apart, or shorter than one vector.
 template <typename T, typename A>
 void read_matrix(const T* from, int64_t row_stride, int64_t col_stride, const T* mask,
-                 int64_t mask_row_stride, int64_t mask_col_stride, int64_t rows, int64_t cols, A* to,
-                 int64_t to_stride) {
+                 int64_t mask_row_stride, int64_t mask_col_stride, int64_t rows, int64_t cols,
+                 A* to, int64_t to_stride) {
   constexpr int lanes = kLanes<A>;
   if (col_stride == 1 || row_stride != 1 || (mask && mask_row_stride != 1)) {
     for (int64_t r = 0; r < rows; ++r) {
@@ -198,7 +198,8 @@ void read_matrix(const T* from, int64_t row_stride, int64_t col_stride, const T*
           block[i] = Vec<A>{};
         } else {
           block[i] = read(from + r + (c + i) * col_stride);
-          if (mask) block[i] = read(mask + r + (c + i) * mask_col_stride) <= A{0} ? Vec<A>{} : block[i];
+          if (mask)
+            block[i] = read(mask + r + (c + i) * mask_col_stride) <= A{0} ? Vec<A>{} : block[i];
         }
       }
       transpose<lanes, A>(block);
@@ -271,8 +272,8 @@ struct ImageWriter {
   Strides strides;
   Grid grid;
   Epilogue<T> epilogue;
-  bool channels_first;  // whether rows of a piece are channels
-  int64_t columns;      // of the grid that exist in the image
+  bool channels_first;                                 // whether rows of a piece are channels
+  int64_t columns;                                     // of the grid that exist in the image
   int64_t rows = std::numeric_limits<int64_t>::max();  // likewise
 
   void operator()(int64_t i, int64_t j, int rows, int cols, A* c) const {

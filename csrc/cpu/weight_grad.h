@@ -168,8 +168,8 @@ bool weight_grad_by_winograd(const Geometry& geo, const Im2col<T>& g, const Im2c
                     k = task % up(geo.out, range) * range, row = i / tasks * part_rows;
       const winograd::WeightGrad<T> sum(g, x, tiles, std::min(range, geo.out - k), geo.in,
                                         -geo.before.h, -geo.before.w, rows);
-      sum(group * geo.out + k, group * geo.in, row, std::min(row + part_rows, tiles.rows()),
-          pieces, du + i * pieces.size());
+      sum(group * geo.out + k, group * geo.in, row, std::min(row + part_rows, tiles.rows()), pieces,
+          du + i * pieces.size());
     }
   });
   std::atomic<bool> finite = true;
@@ -180,7 +180,8 @@ bool weight_grad_by_winograd(const Geometry& geo, const Im2col<T>& g, const Im2c
                     k = task % up(geo.out, range) * range + panel * kRows;
       const int used = static_cast<int>(std::clamp<int64_t>(geo.out - k, 0, kRows));
       if (!winograd::finish_weight_grad(du + task * pieces.size(), parts, part, pieces, panel, used,
-                                        geo.in, dw + (group * geo.out + k) * geo.in * winograd::kPlaces)) {
+                                        geo.in,
+                                        dw + (group * geo.out + k) * geo.in * winograd::kPlaces)) {
         finite = false;
       }
     }

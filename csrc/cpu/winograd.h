@@ -22,8 +22,8 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdint>
 #include <cmath>
+#include <cstdint>
 #include <vector>
 
 #include "cpu/gemm.h"
@@ -184,8 +184,7 @@ class TransformedImage {
  private:
   // The one-dimensional transform of the input rows under `rows` rows of tiles, for each plane:
   // half[row % 2][position][row / 2][tile]. Each is needed by two rows of tiles.
-  void across_columns(int64_t n, int64_t plane, int count, int64_t a, int64_t rows,
-                      A* half) const {
+  void across_columns(int64_t n, int64_t plane, int count, int64_t a, int64_t rows, A* half) const {
     A* const lines = half + together_ * kTile * kPatch * half_;
     for (int64_t i = 0; i < kTile * (rows + 1); ++i) {
       read_padded(x_, n, plane, count, kTile * a + i + first_row_, first_col_,

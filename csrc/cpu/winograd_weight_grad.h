@@ -128,8 +128,8 @@ class WeightGrad {
           for (int64_t b = 0; b < tiles_.width; ++b, to += kRows) {
             Vec<A> g[kTile * kTile], positions[kPositions];
             for (int p = 0; p < kTile * kTile; ++p) {
-              g[p] = load<A>(lines + ((kTile * i + p / kTile) * width + kTile * b + p % kTile) *
-                                         kLanes<A>);
+              g[p] = load<A>(lines +
+                             ((kTile * i + p / kTile) * width + kTile * b + p % kTile) * kLanes<A>);
             }
             output_adjoint(g, positions);
 #pragma GCC unroll 16
