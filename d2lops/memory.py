@@ -21,8 +21,9 @@ def keep_freed_memory() -> None:
     operators as much as for those of d2lops; call it once, early: a thread that has allocated
     before may have a heap of its own, which returns its large blocks as ever.
 
-    What it costs: resident memory stays at its peak, and what other programs could use meanwhile is
-    not given back. Threads take turns where they allocate, though not where they compute.
+    What it costs: resident memory stays at its peak, and that may be a few times what tensors take
+    at once, since blocks in one heap leave gaps between them: other programs have less. Threads
+    take turns where they allocate, though not where they compute.
 
     An allocator that was loaded in glibc's place (jemalloc, tcmalloc) is not affected.
 
