@@ -256,6 +256,8 @@ def test_kept_memory_is_what_is_there_after_forward() -> None:
     assert kept_bytes(torch.exp, (x,)) == (0, 50)  # its output
     assert kept_bytes(lambda x: x.exp() / 3, (x,)) == (4 * 50, 50)
     assert kept_bytes(Hoarder.apply, (x,)) == (8 * 50, 50)
+    weight = torch.randn(3, 10, requires_grad=True)  # is there anyhow, seen from another side too
+    assert kept_bytes(lambda x: x @ weight.T, (x,)) == (0, 15)
 
 
 def test_kept_memory_of_the_operators() -> None:
