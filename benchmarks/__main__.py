@@ -105,7 +105,7 @@ def main() -> None:
         comparison.add_argument(name, type=Path, help="results.json, or the folder that has it")
     options = parser.parse_args()
     console = Console()
-    console.width = max(console.width, 190)  # rather too wide than columns of one letter
+    console.width = max(console.width, 220)  # rather too wide than columns of one letter
     if options.command == "compare":
         sys.exit(not compare(options.old, options.new, console))
     benchmark(options, console)

@@ -56,7 +56,8 @@ def print_table(console: Console, rows: list[Row]) -> None:
     console.print(table)
     for row in rows:
         if row.not_compiled:
-            console.print(f"— {row.operator} {row.case}, {row.mode}: {row.not_compiled}")
+            reason = f"— {row.operator} {row.case}, {row.mode}: {row.not_compiled}"
+            console.print(reason, markup=False)
 
 
 def print_families(console: Console, rows: list[Row]) -> None:
