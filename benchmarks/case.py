@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from d2lops import functional
+
+FORWARD, TRAINING, STEP = "forward", "forward + backward", "training step"
 
 
 class Work(NamedTuple):
@@ -20,11 +22,29 @@ class Work(NamedTuple):
         return Work(self.bytes + other.bytes, self.flops + other.flops)
 
 
+class Arguments(NamedTuple):
+    inputs: tuple[Tensor, ...]
+    gradient: Tensor | None = None  # enters backward; absent where only the function is called
+
+
+class Comparison(NamedTuple):
+    """Functions whose results on the arguments are compared with those of `exact` in float64.
+
+    `exact` is asked with an output, since what is right may depend on it: on a random mask.
+    """
+
+    ours: Callable[..., Tensor]
+    theirs: Callable[..., Tensor]
+    exact: Callable[[Tensor], Callable[..., Tensor]]
+    arguments: Arguments
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """An operator on inputs of the given shapes, all of which get a gradient.
 
     Attributes:
+        family: with which other cases it is summarised.
         theirs: the same in torch, eager: what the operator's documentation calls its equivalent.
         backward: what the gradients of all inputs cost beyond `forward`.
         quick: whether it belongs to the quick set.
@@ -32,7 +52,10 @@ class Case:
             `theirs`: a random mask, a ReLU at a rounding error's distance from zero.
     """
 
+    modes: ClassVar[tuple[str, ...]] = (FORWARD, TRAINING)
+
     operator: str
+    family: str
     name: str
     shapes: tuple[tuple[int, ...], ...]
     ours: Callable[..., Tensor]
@@ -47,6 +70,16 @@ class Case:
     @property
     def layout(self) -> str:
         return "channels_last" if self.channels_last else "contiguous"
+
+    def work(self, mode: str) -> Work:
+        return self.forward if mode == FORWARD else self.forward.plus(self.backward)
+
+    def arguments(self, mode: str) -> Arguments:
+        inputs = self.inputs()
+        if mode == FORWARD:
+            return Arguments(inputs)
+        gradient = torch.randn_like(self.theirs(*inputs))
+        return Arguments(tuple(x.requires_grad_() for x in inputs), gradient)
 
     def inputs(self) -> tuple[Tensor, ...]:
         """Fresh normal inputs; weights are scaled so that outputs are about as large as inputs.
@@ -63,6 +96,18 @@ class Case:
             tensors.append(x.masked_fill_(x == 0, 1))
         return tuple(tensors)
 
+    def compiled(self) -> Callable[..., Tensor]:
+        """What is `theirs`, to be compiled on the first call, for just these shapes."""
+        return torch.compile(self.theirs, dynamic=False)
+
+    def forwards(self) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+        """The functions, ours and torch's, after which memory waits for backward."""
+        return self.ours, self.theirs
+
+    def comparison(self, mode: str) -> Comparison:
+        exact = self.exact or (lambda output: self.theirs)
+        return Comparison(self.ours, self.theirs, exact, self.arguments(mode))
+
 
 def own(name: str) -> Callable[..., Tensor]:
     """d2lops's function of that name. `d2lops.functional.<name>` could be torch's, handed on."""
@@ -77,3 +122,7 @@ def output_size(theirs: Callable[..., Tensor], *shapes: tuple[int, ...]) -> torc
 
 def numel(*shapes: tuple[int, ...]) -> int:
     return sum(torch.Size(shape).numel() for shape in shapes)
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -6,33 +6,60 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import Case, Work, numel, own
+from benchmarks.case import Case, Work, numel, own, short
+
+LARGE = 100e6  # flops
 
 
 def cases() -> list[Case]:
     return [
+        _case(1, 2304, 84, tiny=True, quick=True),
         _case(1024, 1024, 1024, quick=True),
+        _case(3000, 768, 2304),
         _case(64, 4096, 4096, quick=True),
-        _case(128, 120, 84, quick=True),
-        _case(1, 4096, 4096),
-        _case(256, 400, 120),
+        _case(256, 6400, 4096),  # AlexNet
+        _case(16, 6400, 4096),
+        _case(2048, 2048, 2048),
         _case(1000, 777, 333),
-        _case(17, 31, 13),
-        _case(512, 512, 512, dtype=torch.float64),
-        _case(512, 1024, 1024, dtype=torch.bfloat16),
-        _case(512, 1024, 1024, dtype=torch.float16),
+        _case(333, 1111, 777),
+        _case(4096, 64, 256),
+        _case(8, 4096, 4096),
         _case(1024, 1024, 1024, relu=False),
+        # Less than 100 MFLOP.
+        _case(128, 120, 84, quick=True),
+        _case(256, 784, 256),  # the book's perceptron
+        _case(256, 400, 120),
+        _case(1, 4096, 4096),
+        _case(17, 31, 13),
+        _case(100, 300, 7),
         _case(128, 84, 10, relu=False),
+        # Other dtypes.
+        _case(512, 512, 512, dtype=torch.float64),
+        _case(64, 1024, 1024, dtype=torch.float64),
+        _case(333, 777, 111, dtype=torch.float64),
+        *(
+            _case(m, k, n, dtype=dtype)
+            for dtype in (torch.bfloat16, torch.float16)
+            for m, k, n in ((512, 1024, 1024), (64, 4096, 4096), (333, 777, 111))
+        ),
     ]
 
 
 def _case(
-    m: int, k: int, n: int, relu: bool = True, dtype: torch.dtype = torch.float32, **rest
+    m: int,
+    k: int,
+    n: int,
+    relu: bool = True,
+    dtype: torch.dtype = torch.float32,
+    tiny: bool = False,
+    **rest: bool,
 ) -> Case:
     shapes = ((m, k), (n, k), (n,))
     product = 2 * m * k * n
+    size = f", {'≥' if product >= LARGE else '<'} 100 MFLOP" * (dtype == torch.float32)
     return Case(
         operator="linear_relu",
+        family="tiny" if tiny else f"linear_relu {short(dtype)}{size}",
         name=f"{m}×{k} → {n}" + " without relu" * (not relu),
         shapes=shapes,
         ours=own("linear_relu" if relu else "linear"),

@@ -1,6 +1,6 @@
-"""Times a case, ours and torch's in turns, and compares what came out with float64.
+"""Times a case, ours and its rivals in turns, and compares what came out with float64.
 
-Both sides get the same tensors, other ones from call to call. Inputs, and the gradient that enters
+All sides get the same tensors, other ones from call to call. Inputs, and the gradient that enters
 backward, are made before any clock starts. Results are compared for tensors that were not timed, so
 that no answer can have been remembered.
 """
@@ -9,17 +9,16 @@ import itertools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from benchmarks.case import Case
+from benchmarks.case import FORWARD, Arguments, Case, short
+from benchmarks.kept import kept_bytes
 from benchmarks.limits import POOL, calls_for, least_seconds
 
 ROUNDS = 9
-FORWARD, TRAINING = MODES = ("forward", "forward + backward")
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,10 @@ class Row:
 
     Attributes:
         ours_seconds: median over the rounds; `ours_spread` is their interquartile range / median.
+        speedup: torch_seconds / ours_seconds; `compiled_speedup` likewise, over `torch.compile`.
+        not_compiled: why there are no times of `torch.compile`.
+        ours_kept: bytes that wait for backward, beside inputs and output; absent for forward.
+        outputs: elements of the output.
         limited_by: "bytes" or "flops", whichever takes the machine longer; `rate` is how many of
             them ours does in a second.
         of_limit: the least time in which the machine could do it / ours_seconds.
@@ -37,6 +40,7 @@ class Row:
     """
 
     operator: str
+    family: str
     case: str
     dtype: str
     layout: str
@@ -44,9 +48,16 @@ class Row:
     threads: int
     ours_seconds: float
     torch_seconds: float
+    compiled_seconds: float | None
     speedup: float
+    compiled_speedup: float | None
     ours_spread: float
     torch_spread: float
+    compiled_spread: float | None
+    not_compiled: str
+    ours_kept: int | None
+    torch_kept: int | None
+    outputs: int | None
     limited_by: str
     rate: float
     of_limit: float
@@ -55,30 +66,40 @@ class Row:
     error: float | None
 
 
-class Arguments(NamedTuple):
-    inputs: tuple[Tensor, ...]
-    gradient: Tensor | None  # enters backward; absent where only forward is measured
-
-
-def measure(case: Case, mode: str) -> Row:
-    pool = [_arguments(case, mode) for _ in range(POOL)]
-    ours_times, torch_times = _times_in_turns(case, pool)
-    seconds, torch_seconds = statistics.median(ours_times), statistics.median(torch_times)
-    work = case.forward if mode == FORWARD else case.forward.plus(case.backward)
+def measure(
+    case: Case,
+    mode: str,
+    compiled: Callable[..., Tensor] | None = None,
+    not_compiled: str = "torch.compile was not asked for",
+) -> Row:
+    sides = [case.ours, case.theirs] + [compiled] * (compiled is not None)
+    times = _times_in_turns(sides, [case.arguments(mode) for _ in range(POOL)])
+    seconds, torch_seconds, *compiled_seconds = map(statistics.median, times)
+    ours_spread, torch_spread, *compiled_spread = map(_spread, times)
+    work = case.work(mode)
     least, limited_by = least_seconds(work, case.dtype)
-    ours_error, torch_error = _worst_errors(case, _arguments(case, mode))
+    ours_kept, torch_kept, outputs = _kept(case, mode)
+    ours_error, torch_error = _worst_errors(case, mode)
     return Row(
         operator=case.operator,
+        family=case.family,
         case=case.name,
-        dtype=str(case.dtype).removeprefix("torch."),
+        dtype=short(case.dtype),
         layout=case.layout,
         mode=mode,
         threads=torch.get_num_threads(),
         ours_seconds=seconds,
         torch_seconds=torch_seconds,
+        compiled_seconds=compiled_seconds[0] if compiled else None,
         speedup=torch_seconds / seconds,
-        ours_spread=_spread(ours_times),
-        torch_spread=_spread(torch_times),
+        compiled_speedup=compiled_seconds[0] / seconds if compiled else None,
+        ours_spread=ours_spread,
+        torch_spread=torch_spread,
+        compiled_spread=compiled_spread[0] if compiled else None,
+        not_compiled="" if compiled else not_compiled,
+        ours_kept=ours_kept,
+        torch_kept=torch_kept,
+        outputs=outputs,
         limited_by=limited_by,
         rate=getattr(work, limited_by) / seconds,
         of_limit=least / seconds,
@@ -88,15 +109,7 @@ def measure(case: Case, mode: str) -> Row:
     )
 
 
-def _arguments(case: Case, mode: str) -> Arguments:
-    inputs = case.inputs()
-    if mode == FORWARD:
-        return Arguments(inputs, None)
-    gradient = torch.randn_like(case.theirs(*inputs))
-    return Arguments(tuple(x.requires_grad_() for x in inputs), gradient)
-
-
-def _call(function: Callable[..., Tensor], arguments: Arguments) -> tuple[Tensor, ...]:
+def call(function: Callable[..., Tensor], arguments: Arguments) -> tuple[Tensor, ...]:
     """The output and, if there is a gradient to enter backward, the gradients of all inputs."""
     output = function(*arguments.inputs)
     if arguments.gradient is None:
@@ -104,19 +117,20 @@ def _call(function: Callable[..., Tensor], arguments: Arguments) -> tuple[Tensor
     return output, *torch.autograd.grad(output, arguments.inputs, arguments.gradient)
 
 
-def _times_in_turns(case: Case, pool: list[Arguments]) -> tuple[list[float], list[float]]:
-    """Seconds per call in each round, ours and torch's; who is first alternates."""
-    timers = [_timer(case.ours, pool), _timer(case.theirs, pool)]
+def _times_in_turns(sides: list[Callable[..., Tensor]], pool: list[Arguments]) -> list[list[float]]:
+    """Each side's seconds per call in each round; who is first goes round."""
+    timers = [_timer(function, pool) for function in sides]
     calls = [calls_for(timer, seconds=0.01) for timer in timers]
-    times: tuple[list[float], list[float]] = ([], [])
+    times: list[list[float]] = [[] for _ in sides]
     for round in range(ROUNDS):
-        for side in (round % 2, 1 - round % 2):
+        for turn in range(len(sides)):
+            side = (round + turn) % len(sides)
             times[side].append(timers[side].timeit(calls[side]).mean)
     return times
 
 
 def _timer(function: Callable[..., Tensor], pool: list[Arguments]) -> Timer:
-    names = {"call": _call, "function": function, "turns": itertools.cycle(pool)}
+    names = {"call": call, "function": function, "turns": itertools.cycle(pool)}
     statement = "call(function, next(turns))"
     return Timer(statement, globals=names, num_threads=torch.get_num_threads())
 
@@ -126,33 +140,50 @@ def _spread(times: list[float]) -> float:
     return (upper - lower) / middle
 
 
-def _worst_errors(case: Case, arguments: Arguments) -> tuple[float | None, float | None]:
+def _kept(case: Case, mode: str) -> tuple[int | None, int | None, int | None]:
+    """Bytes that wait for backward, ours and torch's, and the output's elements."""
+    if mode == FORWARD:
+        return None, None, None
+    inputs = case.arguments(mode).inputs
+    (ours, outputs), (theirs, _) = (kept_bytes(forward, inputs) for forward in case.forwards())
+    return ours, theirs, outputs
+
+
+def _worst_errors(case: Case, mode: str) -> tuple[float | None, float | None]:
     """Of ours and of torch's output, or of those gradients in which ours compares worst."""
-    ours = _errors(case, case.ours, arguments)
-    theirs = _errors(case, case.theirs, arguments)
+    ours, theirs, exact, arguments = case.comparison(mode)
+    try:
+        pairs = list(
+            zip(_errors(ours, exact, arguments), _errors(theirs, exact, arguments), strict=True)
+        )
+    except AssertionError as error:
+        raise AssertionError(f"{case.operator}, {case.name}: {error}") from None
     if case.dtype == torch.float64:
         return None, None
-    pairs = list(zip(ours, theirs, strict=True))
     of_interest = pairs[:1] if arguments.gradient is None else pairs[1:]
     return max(of_interest, key=lambda pair: pair[0] / max(pair[1], 1e-300))
 
 
-def _errors(case: Case, function: Callable[..., Tensor], arguments: Arguments) -> list[float]:
+def _errors(
+    function: Callable[..., Tensor],
+    exact: Callable[[Tensor], Callable[..., Tensor]],
+    arguments: Arguments,
+) -> list[float]:
     """Largest error of the output and of each gradient; raises where it is more than rounding."""
-    results = _call(function, arguments)
-    exact_function = case.exact(results[0]) if case.exact else case.theirs
+    results = call(function, arguments)
+    exact_results = call(exact(results[0]), _in_float64(arguments))
     errors = []
-    for result, exact in zip(results, _call(exact_function, _in_float64(arguments)), strict=True):
-        difference = result.detach().double() - exact.detach()
-        rounding = torch.finfo(case.dtype).eps ** 0.5  # half of the digits are right
-        if not difference.norm() <= rounding * exact.norm():
-            raise AssertionError(f"{case.operator}, {case.name}: a result is wrong")
+    for result, right in zip(results, exact_results, strict=True):
+        difference = result.detach().double() - right.detach()
+        rounding = torch.finfo(result.dtype).eps ** 0.5  # half of the digits are right
+        if not difference.norm() <= rounding * right.norm():
+            raise AssertionError("a result is wrong")
         errors.append(difference.abs().max().item())
     return errors
 
 
 def _in_float64(arguments: Arguments) -> Arguments:
     if arguments.gradient is None:
-        return Arguments(tuple(x.double() for x in arguments.inputs), None)
+        return Arguments(tuple(x.double() for x in arguments.inputs))
     inputs = tuple(x.detach().double().requires_grad_() for x in arguments.inputs)
     return Arguments(inputs, arguments.gradient.double())

@@ -7,6 +7,7 @@ installed.
 
 from d2lops import functional, nn
 from d2lops.backends import backend
+from d2lops.memory import keep_freed_memory
 
-__all__ = ["backend", "functional", "nn"]
+__all__ = ["backend", "functional", "keep_freed_memory", "nn"]
 __version__ = "0.1.0"

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import subprocess
+import time
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,16 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks import __main__ as main
-from benchmarks import corr2d, dropout, linear_relu, report
-from benchmarks.case import Case, Work, own
+from benchmarks import corr2d, dropout, linear_relu, network, pool2d, report, returned, rival
+from benchmarks.case import FORWARD, STEP, TRAINING, Case, Work, own
+from benchmarks.compare import compare
 from benchmarks.environment import environment
+from benchmarks.kept import kept_bytes
 from benchmarks.limits import copy_seconds, flops_per_second, least_seconds
-from benchmarks.measure import FORWARD, MODES, TRAINING, Row, measure
+from benchmarks.measure import Row, measure
+from benchmarks.summary import families
+from examples import networks
+from examples.lenet import lenet
 
 
 def third(x: Tensor) -> Tensor:
@@ -27,6 +34,7 @@ def tiny(ours: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float32) -
     work = Work(bytes=2 * 50 * dtype.itemsize)
     return Case(
         operator="dropout",
+        family="thirds",
         name="a third",
         shapes=((5, 10),),
         ours=ours,
@@ -98,7 +106,7 @@ def test_torch_is_not_measured_as_ours() -> None:
 
 def test_dropout_is_compared_with_its_own_mask() -> None:
     case = dropout._case((100, 100), p=0.25)
-    for mode in MODES:
+    for mode in case.modes:
         row = measure(case, mode)
         assert max(row.ours_error, row.torch_error) < 1e-6
     with pytest.raises(AssertionError, match="kept 0 of 10000"):
@@ -131,15 +139,18 @@ def test_limits() -> None:
     assert (seconds, limited_by) == (10**12 / flops_per_second(torch.float32), "flops")
 
 
-def test_files(tmp_path: Path) -> None:
+def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "compiled", lambda case, mode: (None, "no compiler today"))
     console = Console(record=True, width=150)
     rows = main.run([tiny(third)], console)
-    assert [row.mode for row in rows] == list(MODES)
+    assert [row.mode for row in rows] == [FORWARD, TRAINING]
     report.print_table(console, rows)
-    assert "a third" in console.export_text()
+    report.print_families(console, rows)
+    text = console.export_text()
+    assert "a third" in text and "thirds" in text and "no compiler today" in text
     json_file, csv_file, png_file = report.write(tmp_path, environment(), main.limits(), rows)
     results = json.loads(json_file.read_text())
-    assert set(results) == {"environment", "limits", "geometric_means", "rows"}
+    assert set(results) == {"environment", "limits", "families", "rows"}
     assert {"processor", "cores", "threads", "torch", "d2lops", "commit", "library"} <= set(
         results["environment"]
     )
@@ -151,12 +162,223 @@ def test_files(tmp_path: Path) -> None:
     assert png_file.read_bytes().startswith(b"\x89PNG")
 
 
-def test_geometric_means_are_per_operator_and_mode() -> None:
+def test_families_have_means_and_worst_cases() -> None:
+    row = replace(measure(tiny(third), FORWARD), compiled_speedup=None)
+    rows = [
+        replace(row, speedup=2.0, case="slow", compiled_speedup=3.0),
+        replace(row, speedup=8.0),
+        replace(row, mode=TRAINING, speedup=5.0),
+        replace(row, family="others", speedup=0.5),
+    ]
+    found = families(rows)
+    assert list(found) == ["thirds", "others"]
+    assert found["thirds"][FORWARD]["torch"] == {
+        "mean": pytest.approx(4),
+        "worst": 2,
+        "case": "dropout slow, float32",
+        "rows": 2,
+    }
+    assert found["thirds"][FORWARD]["torch.compile"]["rows"] == 1
+    assert list(found["thirds"][TRAINING]) == ["torch"]
+    assert found["others"][FORWARD]["torch"]["worst"] == 0.5
+
+
+def test_three_sides_take_turns() -> None:
+    called = []
+
+    def side(name: str) -> Callable[[Tensor], Tensor]:
+        def function(x: Tensor) -> Tensor:
+            if not called or called[-1] != name:
+                called.append(name)
+            return third(x)
+
+        return function
+
+    case = replace(tiny(side("ours")), theirs=side("torch"))
+    row = measure(case, FORWARD, side("compiled"))
+    assert called.count("compiled") >= 9 <= min(called.count("ours"), called.count("torch"))
+    assert row.compiled_speedup == row.compiled_seconds / row.ours_seconds
+    assert (row.not_compiled, measure(case, FORWARD).compiled_seconds) == ("", None)
+
+
+def test_compilation_is_over_before_it_is_timed() -> None:
+    graphs = []
+
+    class Compiled(Case):
+        def compiled(self) -> Callable[[Tensor], Tensor]:
+            def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+                graphs.append(graph)
+                return graph.forward
+
+            return torch.compile(self.theirs, dynamic=False, backend=backend)
+
+    case = Compiled(**{field.name: getattr(tiny(third), field.name) for field in fields(Case)})
+    function, reason = rival.compiled(case, FORWARD)
+    assert (len(graphs), reason) == (1, "")
+    measure(case, FORWARD, function)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("limit", [True, False], ids=["too long", "fails"])
+def test_failed_compilation_has_a_reason(limit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiler(x: Tensor) -> Tensor:
+        if limit:
+            time.sleep(60)
+        raise ValueError("no such instruction\nand more")
+
+    monkeypatch.setattr(rival, "PATIENCE", 1)
+    monkeypatch.setattr(Case, "compiled", lambda case: compiler)
+    function, reason = rival.compiled(tiny(third), FORWARD)
+    assert function is None
+    assert reason == (
+        "TimeoutError: compilation took more than 1 s"
+        if limit
+        else "ValueError: no such instruction"
+    )
+
+
+class Hoarder(torch.autograd.Function):
+    """Keeps a tensor where no hook of saved tensors sees it."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        ctx.hoard = x.to(torch.float64)
+        return x / 3
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, g: Tensor) -> Tensor:
+        return g / 3
+
+
+def test_kept_memory_is_what_is_there_after_forward() -> None:
+    x = torch.randn(5, 10, requires_grad=True)
+    assert kept_bytes(third, (x,)) == (0, 50)
+    assert kept_bytes(torch.exp, (x,)) == (0, 50)  # its output
+    assert kept_bytes(lambda x: x.exp() / 3, (x,)) == (4 * 50, 50)
+    assert kept_bytes(Hoarder.apply, (x,)) == (8 * 50, 50)
+    weight = torch.randn(3, 10, requires_grad=True)  # is there anyhow, seen from another side too
+    assert kept_bytes(lambda x: x @ weight.T, (x,)) == (0, 15)
+
+
+def test_kept_memory_of_the_operators() -> None:
+    """What the documents of the operators promise."""
+    expected = {
+        dropout._case((100, 100), p=0.5): 8 / 10000,  # the seed
+        pool2d._case("max_pool2d", (2, 3, 10, 10), 2): 1,
+        pool2d._case("avg_pool2d", (2, 3, 10, 10), 2): 0,
+        linear_relu._case(20, 30, 40): 0,
+        corr2d._case((2, 4, 9, 9), 6, 3, relu=True): 0,
+    }
+    for case, nbytes in expected.items():
+        row = measure(case, TRAINING)
+        assert row.ours_kept / row.outputs == nbytes
+        assert row.ours_kept <= row.torch_kept
+
+
+def test_row_without_kept_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     row = measure(tiny(third), FORWARD)
-    rows = [replace(row, speedup=2.0), replace(row, speedup=8.0), replace(row, mode=TRAINING)]
-    means = report.geometric_means([*rows, replace(row, operator="pool2d", speedup=0.5)])
-    assert means["dropout"] == {FORWARD: pytest.approx(4), TRAINING: pytest.approx(row.speedup)}
-    assert means["pool2d"] == {FORWARD: pytest.approx(0.5)}
+    commands = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, stdout=json.dumps([asdict(row)]))
+
+    monkeypatch.setattr(returned.subprocess, "run", run)
+    assert returned.rows() == [row]
+    assert [command[1:] for command in commands] == [["-m", "benchmarks.returned"]]
+
+
+def test_training_step_trains_twins() -> None:
+    case = network._case("LeNet", lenet, batch=4, size=28)
+    row = measure(case, STEP)
+    assert row.ours_error < 1e-5
+    assert (row.limited_by, row.ours_kept > 0) == ("flops", True)
+    case.twins.ours.network.load_state_dict(case.twins.theirs.network.state_dict())
+    batch = case.arguments(STEP).inputs
+    losses = [[step(*batch).item() for step in (case.ours, case.theirs)] for _ in range(5)]
+    for ours, theirs in losses:
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    assert losses[-1] < losses[0]
+
+
+def test_flops_of_a_training_step_are_counted_by_hand() -> None:
+    twins = network.Twins(networks.dropout_mlp, fused=False, images=(3, 1, 28, 28))
+    forward = 2 * 3 * (784 * 256 + 256 * 256 + 256 * 10)
+    assert twins.flops() == 3 * forward - 2 * 3 * 784 * 256  # the images get no gradient
+
+
+@pytest.mark.parametrize(
+    ("build", "size", "parameters"),
+    [
+        (networks.dropout_mlp, 28, 784 * 256 + 256 + 256 * 256 + 256 + 2570),
+        (networks.alexnet, 224, 46_764_746),
+        (networks.vgg11, 224, 128_806_154),
+        (networks.nin, 224, 1_992_166),
+        (networks.googlenet, 96, 5_977_530),
+    ],
+)
+def test_networks_have_as_many_parameters_fused(
+    build: Callable[..., torch.nn.Module], size: int, parameters: int
+) -> None:
+    with torch.device("meta"):
+        built = [build(torch.nn), build(main.d2lops.nn), build(main.d2lops.nn, fused=True)]
+        for net in built:
+            assert net(torch.empty(2, 1, size, size)).shape == (2, 10)
+    sizes = [{name: x.shape for name, x in net.state_dict().items()} for net in built]
+    assert sizes[0] == sizes[1] == sizes[2]
+    assert sum(shape.numel() for shape in sizes[0].values()) == parameters
+    assert any(
+        isinstance(layer, main.d2lops.nn.ConvReLU2d | main.d2lops.nn.LinearReLU)
+        for layer in built[2].modules()
+    )
+
+
+def results(path: Path, **speedups: float) -> Path:
+    """A file of results with a row for each name, of times that spread by 2 %."""
+    rows = [
+        {
+            "operator": "pool2d",
+            "case": case,
+            "dtype": "float32",
+            "layout": "contiguous",
+            "mode": FORWARD,
+            "ours_seconds": 1 / speedup,
+            "speedup": speedup,
+            "ours_spread": 0.02,
+            "torch_spread": 0.02,
+        }
+        for case, speedup in speedups.items()
+    ]
+    path.write_text(json.dumps({"environment": {"processor": path.stem}, "rows": rows}))
+    return path
+
+
+def test_compare_flags_what_is_slower_beyond_noise(tmp_path: Path) -> None:
+    console = Console(record=True, width=190)
+    old = results(tmp_path / "old.json", gone=1, same=2, noisy=2, slower=2, faster=2)
+    new = results(tmp_path / "new.json", same=2, noisy=1.9, slower=1.7, faster=3, added=1)
+    assert not compare(old, new, console)
+    text = console.export_text()
+    lines = {
+        line.split("│")[2].strip(): line for line in text.splitlines() if line.startswith("│ p")
+    }
+    verdicts = {case: line.split("│")[-2].strip() for case, line in lines.items()}
+    assert verdicts == {"same": "", "noisy": "", "slower": "slower", "faster": "faster"}
+    assert "1.50×" in lines["faster"] and "0.85×" in lines["slower"]
+    assert "only in OLD: pool2d · gone" in text and "only in NEW: pool2d · added" in text
+    assert "processor differs: old → new" in text
+    assert "4 rows: 1 faster, 1 slower" in text
+
+
+def test_compare_is_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old").mkdir()
+    old = results(tmp_path / "old" / "results.json", a=2).parent
+    new = results(tmp_path / "new.json", a=1)
+    for first, second, status in ((old, new, 1), (new, old, 0), (old, old, 0)):
+        monkeypatch.setattr("sys.argv", ["benchmarks", "compare", str(first), str(second)])
+        with pytest.raises(SystemExit) as exit:
+            main.main()
+        assert exit.value.code == status
 
 
 def test_sets_of_cases() -> None:

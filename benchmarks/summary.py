@@ -1,0 +1,36 @@
+"""What the rows of a family have in common: the geometric mean of the speed-ups, and the least."""
+
+from collections.abc import Iterable
+from statistics import geometric_mean
+
+from benchmarks.measure import Row
+
+# What a speed-up is over, and the row's field that holds it.
+RIVALS = {"torch": "speedup", "torch.compile": "compiled_speedup"}
+
+
+def families(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, dict]]]:
+    """Per family, mode and rival: "mean", "worst" and its "case", of how many "rows"."""
+    groups: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        groups.setdefault(row.family, {}).setdefault(row.mode, []).append(row)
+    return {
+        family: {mode: _over_rivals(of_mode) for mode, of_mode in modes.items()}
+        for family, modes in groups.items()
+    }
+
+
+def _over_rivals(rows: list[Row]) -> dict[str, dict]:
+    summaries = {}
+    for rival, field in RIVALS.items():
+        measured = [row for row in rows if getattr(row, field) is not None]
+        if measured:
+            speedups = [getattr(row, field) for row in measured]
+            worst = min(measured, key=lambda row: getattr(row, field))
+            summaries[rival] = {
+                "mean": geometric_mean(speedups),
+                "worst": getattr(worst, field),
+                "case": f"{worst.operator} {worst.case}, {worst.dtype}",
+                "rows": len(measured),
+            }
+    return summaries
