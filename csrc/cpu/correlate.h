@@ -206,8 +206,9 @@ void correlate(int64_t groups, const GroupStep& step, Im2col<T> x, const std::ve
   // Depthwise, too, where channels are apart.
   const bool depthwise = is_depthwise(groups, step, x) &&
                          (x.strides.c == 1 || !fits_slabs(x, step.planes, rows, cols));
-  const bool slabs = !depthwise && fits_slabs(x, step.planes, rows, cols) &&
-                     (step.outputs < 32 || x.grid.height * x.grid.width >= 256);
+  const bool slabs =
+      !depthwise && fits_slabs(x, step.planes, rows, cols) &&
+      (x.grid.step_w == 1 || step.outputs < 32 || x.grid.height * x.grid.width >= 256);
   x.runs_over_taps = !depthwise && !slabs && runs_over_taps(x.strides, step.planes);
   auto taps =
       make_taps(step.planes, rows, cols, x.strides, x.mask_strides, w_plane, ws, x.runs_over_taps);

@@ -11,7 +11,8 @@
 // is 48 consecutive numbers for 48 consecutive positions, across the ends of rows: no bounds to
 // check, nothing to pack, and an element of the image is copied once instead of once per place of
 // the window. Positions beyond the output's width, a few at the end of each row, are computed and
-// not written.
+// not written; where there are many outputs it is cheaper to leave them out, by copying the runs
+// between them to a panel.
 #pragma once
 
 #include <algorithm>
@@ -160,6 +161,42 @@ class PackedWeights {
   std::unique_ptr<A[]> data_;
 };
 
+// Copies n numbers from `from` + each offset to the rows of a panel, `Vectors` at a time.
+template <int Vectors, typename A>
+void copy_run(const A* from, const int64_t* offsets, int depth, int n, bool last, A* to) {
+  constexpr int lanes = kLanes<A>;
+  const int rest = n - (Vectors - 1) * lanes;
+  for (int k = 0; k < depth; ++k, to += kCols<A>) {
+    const A* const row = from + offsets[k];
+#pragma GCC unroll 4
+    for (int v = 0; v + 1 < Vectors; ++v) store(to + v * lanes, load<A>(row + v * lanes));
+    const Vec<A> end = load<A>(row + (Vectors - 1) * lanes);
+    if (last && rest < lanes) {
+      store_first(to + (Vectors - 1) * lanes, end, rest);
+    } else {
+      store(to + (Vectors - 1) * lanes, end);
+    }
+  }
+}
+
+// Columns j ... j + cols - 1 of the product, not counting those beyond the output's width, from a slab
+// to a panel. They are runs of its rows.
+template <typename A>
+void copy_columns(const A* slab, const int64_t* offsets, int64_t slab_width, int64_t width,
+                  int64_t j, int cols, int depth, A* panel) {
+  using Copy = void (*)(const A*, const int64_t*, int, int, bool, A*);
+  static constexpr Copy copies[] = {copy_run<1, A>, copy_run<2, A>, copy_run<3, A>};
+  static_assert(kVectors == 3);
+  for (int at = 0; at < cols;) {
+    const int64_t row = (j + at) / width, col = (j + at) % width;
+    const int n = static_cast<int>(std::min<int64_t>(cols - at, width - col));
+    // A vector's overhang is written over by the next run; the last one has none.
+    copies[(n - 1) / kLanes<A>](slab + row * slab_width + col, offsets, depth, n,
+                                at + n == kCols<A>, panel + at);
+    at += n;
+  }
+}
+
 // One task: outputs in rows a ... a + out_rows - 1 of image n and one group. `out` points at row a
 // of that image and group.
 template <typename T>
@@ -168,26 +205,41 @@ void correlate_padded(const Slab<T>& slab, const PackedWeights<T>& weights, int6
                       ImageWriter<T> out) {
   using A = Accumulator<T>;
   constexpr int64_t piece = kRows * kCols<A>;
+  // Many outputs repay a copy of their columns: aligned, and without those beyond the width.
+  const bool copied = weights.panels >= 4;
+  const int64_t width = copied ? out.columns : slab.width();
   // Columns at a time: as many as keep their sums in the second-level cache.
   const int64_t tile = std::clamp<int64_t>(98304 / (weights.panels * piece), 1, 16) * kCols<A>;
   const bool one_block = depth <= kDepth;
-  A* const image =
-      scratch<A>(slab.size() + (one_block ? piece : weights.panels * piece * tile / kCols<A>));
-  A* const sums = image + slab.size();
+  const int64_t panel_size = kDepth * kCols<A> + kLanes<A>;
+  A* const image = scratch<A>(slab.size() + panel_size +
+                              (one_block ? piece : weights.panels * piece * tile / kCols<A>));
+  A* const panel = image + slab.size();
+  A* const sums = panel + panel_size;
   slab.fill(n, plane, a, image);
-  out.grid = {1, out_rows, slab.width(), out.grid.step_h, out.grid.step_w};
-  const int64_t positions = (out_rows - 1) * slab.width() + out.columns;
+  out.grid = {1, out_rows, width, out.grid.step_h, out.grid.step_w};
+  const int64_t positions = (out_rows - 1) * width + out.columns;
   for (int64_t j0 = 0; j0 < positions; j0 += tile) {
     const int64_t j1 = std::min(j0 + tile, positions);
     for (int64_t k = 0; k < depth; k += kDepth) {
       A* c = sums;
       for (int64_t j = j0; j < j1; j += kCols<A>) {
         const int cols = static_cast<int>(std::min<int64_t>(kCols<A>, j1 - j));
+        if (copied) {
+          copy_columns(image, slab.offsets() + k, slab.width(), width, j, cols, weights.depth(k),
+                       panel);
+        }
         for (int64_t i = 0; i < weights.panels; ++i) {
-          micro_kernel_for<A, ShiftedColumns<A>>(weights.rows(i), cols)(
-              weights.depth(k), weights.panel(group, i, k), {image + j, slab.offsets() + k}, c,
-              k != 0);
-          if (k + kDepth >= depth) out(i * kRows, j, weights.rows(i), cols, c);
+          const int rows = weights.rows(i);
+          const A* const w = weights.panel(group, i, k);
+          if (copied) {
+            micro_kernel_for<A, PackedColumns<A>>(rows, cols)(weights.depth(k), w, {panel}, c,
+                                                              k != 0);
+          } else {
+            micro_kernel_for<A, ShiftedColumns<A>>(rows, cols)(
+                weights.depth(k), w, {image + j, slab.offsets() + k}, c, k != 0);
+          }
+          if (k + kDepth >= depth) out(i * kRows, j, rows, cols, c);
           if (!one_block) c += piece;
         }
       }
