@@ -215,7 +215,7 @@ inline void zero_vectors(A* to, int64_t n) {
 }
 
 // Planes `plane` ... + `planes` - 1 of row h of image n, `cols` columns from w on, zeros outside the
-// image: one row of the result per plane or, if `pixels`, per column.
+// image: one row of the result per plane or, if `pixels`, per column, of up to a vector of planes.
 template <typename T, typename A>
 inline void read_padded(const Im2col<T>& x, int64_t n, int64_t plane, int planes, int64_t h,
                         int64_t w, int64_t cols, bool pixels, A* to, int64_t to_stride) {
@@ -229,10 +229,11 @@ inline void read_padded(const Im2col<T>& x, int64_t n, int64_t plane, int planes
   const T* mask = x.mask ? x.mask + at(x.mask_strides) : nullptr;
   const Strides &s = x.strides, &m = x.mask_strides;
   if (pixels) {
-    std::fill_n(to, low * to_stride, A{0});
+    const auto zero = [&](int64_t i) { store(to + i * to_stride, Vec<A>{}); };
+    for (int64_t i = 0; i < low; ++i) zero(i);
     read_matrix(from, s.w, s.c, mask, m.w, m.c, high - low, planes, to + low * to_stride,
                 to_stride);
-    std::fill_n(to + high * to_stride, (cols - high) * to_stride, A{0});
+    for (int64_t i = high; i < cols; ++i) zero(i);
   } else {
     for (int p = 0; p < planes; ++p) zero_vectors(to + p * to_stride, low);
     read_matrix(from, s.c, s.w, mask, m.c, m.w, planes, high - low, to + low, to_stride);

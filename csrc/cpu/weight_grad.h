@@ -1,5 +1,5 @@
 // The weight gradient of corr2d: sums over pixels, in parts whose number depends on the sizes alone
-// and whose results are added in a fixed order, so that bits do not depend on the threads. Three
+// and whose results are added in a fixed order, so that bits do not depend on the threads. Five
 // ways, of which `corr2d_weight_grad` chooses one.
 #pragma once
 
@@ -142,51 +142,72 @@ void weight_grad_in_slabs(const Geometry& geo, const Im2col<T>& g, const Im2col<
   add_parts(partial, parts, geo.groups * geo.out, n, 1, taps, dw);
 }
 
-// The weight gradient by Winograd's transforms (winograd_weight_grad.h). False where a result is not
-// finite, and so perhaps wrong.
-template <typename T>
-bool weight_grad_by_winograd(const Geometry& geo, const Im2col<T>& g, const Im2col<T>& x, T* dw) {
-  using A = Accumulator<T>;
-  const winograd::Tiles tiles(geo.images, geo.output.h, geo.output.w);
+// How many outputs a task of the weight gradient by products owns: enough that reading the image
+// once for each costs little.
+template <typename A>
+int64_t outputs_per_task(int64_t outputs, int64_t others) {
   const auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-  // Tasks are parts of the tiles times ranges of the outputs, as sizes alone have it.
-  const int64_t parts = std::clamp<int64_t>(tiles.count() / 1024, 1, 16);
-  const int64_t ranges =
-      std::clamp<int64_t>(up(8, parts * geo.groups), up(geo.out, 128), up(geo.out, 32));
+  const int64_t ranges = std::clamp<int64_t>(up(8, others), up(outputs, 128), up(outputs, 32));
   constexpr int whole = std::max(kRows, kLanes<A>);
-  const int64_t range = up(up(geo.out, ranges), whole) * whole;
-  const int64_t part_rows = up(tiles.rows(), parts);
-  const int64_t fitting = (1 << 20) / (winograd::kPositions * sizeof(A) * (range + geo.in));
-  const int64_t rows = std::clamp<int64_t>(
-      std::max<int64_t>(fitting, winograd::kSumDepth) / tiles.width, 1, part_rows);
-  const winograd::WeightGradPiece<A> pieces(range, geo.in);
-  const int64_t tasks = geo.groups * up(geo.out, range), part = tasks * pieces.size();
+  return up(up(outputs, ranges), whole) * whole;
+}
+
+// The weight gradient by products (products.h). Tasks are parts of the rows times ranges of the
+// outputs, as sizes alone have it. Returns whether all weights are finite.
+template <typename T, typename Products>
+bool weight_grad_by_products(const Geometry& geo, const Products& products, int64_t parts,
+                             int64_t range, T* dw) {
+  using A = Accumulator<T>;
+  const auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  const int64_t rows = products.rows().count(), part_rows = up(rows, parts);
+  parts = up(rows, part_rows);
+  const ProductPieces<A> pieces(products.positions(), range, geo.in);
+  const int64_t ranges = up(geo.out, range), tasks = geo.groups * ranges,
+                part = tasks * pieces.size();
   A* const du = scratch<A, 1>(parts * part);
   parallel_for(0, parts * tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t task = i % tasks, group = task / up(geo.out, range),
-                    k = task % up(geo.out, range) * range, row = i / tasks * part_rows;
-      const winograd::WeightGrad<T> sum(g, x, tiles, std::min(range, geo.out - k), geo.in,
-                                        -geo.before.h, -geo.before.w, rows);
-      sum(group * geo.out + k, group * geo.in, row, std::min(row + part_rows, tiles.rows()), pieces,
-          du + i * pieces.size());
+      const int64_t group = i % tasks / ranges, k = i % ranges * range, row = i / tasks * part_rows;
+      products.sum(group * geo.out + k, std::min(range, geo.out - k), group * geo.in, row,
+                   std::min(row + part_rows, rows), pieces, du + i * pieces.size());
     }
   });
   std::atomic<bool> finite = true;
   parallel_for(0, tasks * pieces.panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t task = i / pieces.panels, panel = i % pieces.panels,
-                    group = task / up(geo.out, range),
-                    k = task % up(geo.out, range) * range + panel * kRows;
+      const int64_t task = i / pieces.panels, panel = i % pieces.panels, group = task / ranges,
+                    k = task % ranges * range + panel * kRows;
       const int used = static_cast<int>(std::clamp<int64_t>(geo.out - k, 0, kRows));
-      if (!winograd::finish_weight_grad(du + task * pieces.size(), parts, part, pieces, panel, used,
-                                        geo.in,
-                                        dw + (group * geo.out + k) * geo.in * winograd::kPlaces)) {
+      T* const to = dw + (group * geo.out + k) * geo.in * products.places();
+      if (!finish_weight_grad(products, du + task * pieces.size(), parts, part, pieces, panel, used,
+                              geo.in, to)) {
         finite = false;
       }
     }
   });
   return finite;
+}
+
+// By Winograd's transforms (winograd_weight_grad.h). False where a result is not finite, and so
+// perhaps wrong.
+template <typename T>
+bool weight_grad_by_winograd(const Geometry& geo, const Im2col<T>& g, const Im2col<T>& x, T* dw) {
+  const int64_t tiles = winograd::Tiles(geo.images, geo.output.h, geo.output.w).count();
+  const int64_t parts = std::clamp<int64_t>(tiles / 1024, 1, 16);
+  const int64_t range = outputs_per_task<Accumulator<T>>(geo.out, parts * geo.groups);
+  const winograd::TileProducts<T> products(g, x, -geo.before.h, -geo.before.w, geo.in,
+                                           std::min(range, geo.out));
+  return weight_grad_by_products(geo, products, parts, range, dw);
+}
+
+// By a product for each place of the window.
+template <typename T>
+void weight_grad_by_places(const Geometry& geo, const Im2col<T>& g, const Im2col<T>& x,
+                           const std::vector<Place>& rows, const std::vector<Place>& cols, T* dw) {
+  const int64_t parts = std::clamp<int64_t>(x.grid.count() / 4096, 1, 16);
+  const int64_t range = outputs_per_task<Accumulator<T>>(geo.out, parts * geo.groups);
+  const WindowProducts<T> products(g, x, rows, cols, geo.in, std::min(range, geo.out));
+  weight_grad_by_products(geo, products, parts, range, dw);
 }
 
 // dw is contiguous.
@@ -209,6 +230,11 @@ void corr2d_weight_grad(const Geometry& geo, const T* g, const Strides& gs, cons
   const bool depthwise = is_depthwise(geo.groups, {geo.in, 0, geo.out}, image);
   const bool slabs = !depthwise && fits_slabs(image, geo.in, rows, cols) &&
                      geo.out * geo.in * geo.kernel.h * geo.kernel.w <= 16384;
+  // Windows of one place have no use for an image that can be shifted.
+  if (!depthwise && rows.size() * cols.size() > 1 && geo.stride.w == 1 &&
+      geo.in >= kLanes<Accumulator<T>> && geo.out >= kRows && image.grid.count() > 0) {
+    return weight_grad_by_places(geo, gradient, image, rows, cols, dw);
+  }
   gradient.runs_over_taps = runs_over_taps(gs, geo.out);
   image.runs_over_taps = !depthwise && !slabs && runs_over_taps(xs, geo.in);
   auto taps = make_taps(geo.in, rows, cols, xs, {}, ws.c, ws, image.runs_over_taps);
