@@ -13,7 +13,7 @@ from torch import Tensor
 
 from d2lops.backends import kernels, shape_rule
 from d2lops.ops._checks import batched, check_like, check_tensor, integer, padding4, pair
-from d2lops.ops._function import Function, wants_grad
+from d2lops.ops._function import Function
 from d2lops.ops._layout import empty, is_channels_last
 from d2lops.ops.bias_grad import BiasGrad, masked
 
@@ -156,10 +156,7 @@ def _conv2d(
             raise RuntimeError(
                 f"{op}(): bias must have size [{weight.shape[0]}], but has {list(bias.shape)}"
             )
-    if wants_grad(input, weight, bias):
-        y = Corr2d.apply(x, weight, bias, window, relu)
-    else:
-        y = kernels(x).corr2d(x, weight, bias, *window, relu)
+    y = Corr2d.apply(x, weight, bias, window, relu)
     return y if x is input else y.squeeze(0)
 
 

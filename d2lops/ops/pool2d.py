@@ -8,7 +8,7 @@ from torch import Tensor
 
 from d2lops.backends import kernels, shape_rule
 from d2lops.ops._checks import batched, check_least, check_tensor, numbers, padding4, pair
-from d2lops.ops._function import Function, wants_grad
+from d2lops.ops._function import Function
 from d2lops.ops._layout import empty, is_channels_last
 
 Pair = tuple[int, int]
@@ -298,10 +298,7 @@ def _output_size(op: str, x: Tensor, size: int | Sequence[int | None] | None) ->
 def _max_pool(
     input: Tensor, x: Tensor, op: str, window: tuple, last: tuple, return_indices: bool
 ) -> Tensor | tuple[Tensor, Tensor]:
-    if wants_grad(x):
-        y, argmax = MaxPool2d.apply(x, op, window, last)
-    else:
-        y, argmax = getattr(kernels(x), op)(x, *window, *last)
+    y, argmax = MaxPool2d.apply(x, op, window, last)
     if not return_indices:
         return _like(input, y)
     indices = getattr(kernels(x), f"{op}_indices")(argmax, x.shape, *window)
@@ -309,9 +306,7 @@ def _max_pool(
 
 
 def _avg_pool(input: Tensor, x: Tensor, op: str, window: tuple, last: tuple) -> Tensor:
-    if wants_grad(x):
-        return _like(input, AvgPool2d.apply(x, op, window, last))
-    return _like(input, getattr(kernels(x), op)(x, *window, *last))
+    return _like(input, AvgPool2d.apply(x, op, window, last))
 
 
 class MaxPool2d(Function):
