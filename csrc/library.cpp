@@ -2,23 +2,21 @@
 // nothing of autograd, and check only what memory safety needs; d2lops/ops/ holds the public
 // functions.
 //
-// Conventions: images are (N, C, H, W) in any strides; stride, dilation, kernel, sizes are (height,
-// width); padding is (top, bottom, left, right). `y` is the output of a ReLU whose derivative masks
+// Conventions: images are (N, C, H, W) in any strides. A window is one list of numbers, because each
+// list costs a small layer much of its time: kernel (height, width; pooling only), stride, padding
+// (top, bottom, left, right), dilation, groups (corr2d only). `y` is the output of a ReLU whose derivative masks
 // `g`: where y <= 0, g counts as zero.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(d2lops, m) {
   // The three partial maps of the trilinear form <corr2d(x, w), g>, and the bias's share of it.
+  m.def("corr2d(Tensor x, Tensor weight, Tensor? bias, int[] window, bool relu) -> Tensor");
   m.def(
-      "corr2d(Tensor x, Tensor weight, Tensor? bias, int[] stride, SymInt[] padding, int[] "
-      "dilation, "
-      "int groups, bool relu) -> Tensor");
+      "corr2d_input_grad(Tensor g, Tensor? y, Tensor weight, SymInt height, SymInt width, int[] "
+      "window) -> Tensor");
   m.def(
-      "corr2d_input_grad(Tensor g, Tensor? y, Tensor weight, SymInt[] input_size, int[] stride, "
-      "SymInt[] padding, int[] dilation, int groups) -> Tensor");
-  m.def(
-      "corr2d_weight_grad(Tensor g, Tensor? y, Tensor x, SymInt[] kernel_size, int[] stride, "
-      "SymInt[] padding, int[] dilation, int groups) -> Tensor");
+      "corr2d_weight_grad(Tensor g, Tensor? y, Tensor x, SymInt height, SymInt width, int[] "
+      "window) -> Tensor");
 
   // x (M, K), weight (N, K), g and y (M, N).
   m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
