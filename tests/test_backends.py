@@ -197,6 +197,7 @@ class TestBackend:
         x = torch.empty(1)
 
         class Elsewhere:
+            is_cpu = False
             device = torch.device("xla")
 
         with pytest.raises(NotImplementedError, match=r"'xla' with backend 'auto'; allowed: cpu"):

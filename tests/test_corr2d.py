@@ -57,7 +57,7 @@ class Case(NamedTuple):
             padding = [padding] * 4
         elif len(padding) == 2:
             padding = [padding[0]] * 2 + [padding[1]] * 2
-        return Window(stride, tuple(padding), dilation, self.arguments.get("groups", 1))
+        return (*stride, *padding, *dilation, self.arguments.get("groups", 1))
 
 
 CASES = {
@@ -183,21 +183,21 @@ def raw_calls(case: Case, dtype: torch.dtype, layout: str = "contiguous") -> dic
     x, weight, bias = case.tensors(dtype)
     x, weight = layouts(x)[layout], layouts(weight)[layout]
     window = case.window
-    y = raw.corr2d(x, weight, bias, *window, True)
+    y = raw.corr2d(x, weight, bias, window, True)
     g = layouts(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype))[layout]
     return {
-        "corr2d": lambda: raw.corr2d(x, weight, bias, *window, False),
-        "corr2d, relu": lambda: raw.corr2d(x, weight, bias, *window, True),
-        "corr2d, no bias": lambda: raw.corr2d(x, weight, None, *window, False),
+        "corr2d": lambda: raw.corr2d(x, weight, bias, window, False),
+        "corr2d, relu": lambda: raw.corr2d(x, weight, bias, window, True),
+        "corr2d, no bias": lambda: raw.corr2d(x, weight, None, window, False),
         **{
             f"{name}{', masked' if mask is not None else ''}": call
             for mask in (None, y)
             for name, call in {
                 "input_grad": lambda mask=mask: raw.corr2d_input_grad(
-                    g, mask, weight, x.shape[2:], *window
+                    g, mask, weight, *x.shape[2:], window
                 ),
                 "weight_grad": lambda mask=mask: raw.corr2d_weight_grad(
-                    g, mask, x, weight.shape[2:], *window
+                    g, mask, x, *weight.shape[2:], window
                 ),
                 "bias_grad": lambda mask=mask: raw.bias_grad(g, mask),
             }.items()
@@ -287,7 +287,8 @@ class TestValues:
     @pytest.mark.parametrize("case", **CASE_IDS)
     def test_loops(self, case: Case) -> None:
         x, weight, bias = case.tensors(torch.float64)
-        expected = reference.conv2d(x, weight, bias, *case.window)
+        s_h, s_w, *padding, d_h, d_w, groups = case.window
+        expected = reference.conv2d(x, weight, bias, (s_h, s_w), padding, (d_h, d_w), groups)
         torch.testing.assert_close(F.conv2d(x, weight, bias, **case.arguments), expected)
         relu = F.conv_relu2d(x, weight, bias, **case.arguments)
         torch.testing.assert_close(relu, expected.clamp(min=0))
@@ -432,18 +433,18 @@ class TestValues:
         for case in (*CASES.values(), SIZES["9 channels, 7 and 17 wide"], SIZES["1023 pixels"]):
             x, weight, bias = case.tensors(dtype)
             x, window = layouts(x)[layout], case.window
-            y = raw.corr2d(x, weight, bias, *window, True)
+            y = raw.corr2d(x, weight, bias, window, True)
             image = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
             g = layouts(image)[layout]
             before = layouts(torch.where(y <= 0, 0, image))[layout]
             for mask in layouts(y).values():
                 assert torch.equal(
-                    raw.corr2d_input_grad(g, mask, weight, x.shape[2:], *window),
-                    raw.corr2d_input_grad(before, None, weight, x.shape[2:], *window),
+                    raw.corr2d_input_grad(g, mask, weight, *x.shape[2:], window),
+                    raw.corr2d_input_grad(before, None, weight, *x.shape[2:], window),
                 )
                 assert torch.equal(
-                    raw.corr2d_weight_grad(g, mask, x, weight.shape[2:], *window),
-                    raw.corr2d_weight_grad(before, None, x, weight.shape[2:], *window),
+                    raw.corr2d_weight_grad(g, mask, x, *weight.shape[2:], window),
+                    raw.corr2d_weight_grad(before, None, x, *weight.shape[2:], window),
                 )
                 sums = raw.bias_grad(g, mask), raw.bias_grad(before, None)
                 if mask.stride() == g.stride():
@@ -585,7 +586,7 @@ class TestSpecialValues:
         assert F.conv2d(x, weight).item() == 4096
         g = torch.ones(1, 1, 64, 64, dtype=dtype)
         window = CASES["1 x 1"].window
-        assert raw.corr2d_weight_grad(g, None, g, [1, 1], *window).item() == 4096
+        assert raw.corr2d_weight_grad(g, None, g, 1, 1, window).item() == 4096
         assert raw.bias_grad(g, None).item() == 4096
 
     def test_results_too_large_for_float16_are_infinite(self) -> None:
@@ -625,7 +626,7 @@ class TestDeterminism:
             expected = {op: bits(call()) for op, call in calls.items()}
             size = [max(part) for part in zip(case.x, (1, 64, 9, 49), strict=True)]
             nan = torch.full(size, math.nan, dtype=dtype)
-            raw.corr2d(nan, nan[:1].contiguous(), None, *CASES["padding > kernel"].window, True)
+            raw.corr2d(nan, nan[:1].contiguous(), None, CASES["padding > kernel"].window, True)
             for op, call in calls.items():
                 count = expected[op].numel() // torch.finfo(dtype).bits * 8
                 used = [torch.full((count,), math.nan, dtype=dtype) for _ in range(8)]
@@ -763,14 +764,14 @@ class TestCompiler:
             layouts(weight)[layout],
             case.window,
         )
-        y = raw.corr2d(x, weight, bias, *window, True)
+        y = raw.corr2d(x, weight, bias, window, True)
         g = layouts(torch.randn_like(y))[layout]
         for b, relu in itertools.product((None, bias), (False, True)):
-            torch.library.opcheck(raw.corr2d.default, (x, weight, b, *window, relu))
+            torch.library.opcheck(raw.corr2d.default, (x, weight, b, window, relu))
         for mask in (None, y):
-            arguments = (g, mask, weight, x.shape[2:], *window)
+            arguments = (g, mask, weight, *x.shape[2:], window)
             torch.library.opcheck(raw.corr2d_input_grad.default, arguments)
-            arguments = (g, mask, x, weight.shape[2:], *window)
+            arguments = (g, mask, x, *weight.shape[2:], window)
             torch.library.opcheck(raw.corr2d_weight_grad.default, arguments)
             torch.library.opcheck(raw.bias_grad.default, (g, mask))
 
@@ -949,39 +950,43 @@ class TestArguments:
 
 
 G = torch.ones(2, 4, 5, 6)  # of CASES["padding"]
-PLAIN = ([1, 1], [1, 1, 1, 1], [1, 1], 1)
+PLAIN = (1, 1, 1, 1, 1, 1, 1, 1, 1)
 LARGEST = 2**31 - 1
+
+
+def plain_but(**changed: list[int]) -> list[int]:
+    """A window that is plain but for the given part."""
+    parts = {"stride": [1, 1], "padding": [1] * 4, "dilation": [1, 1], "groups": [1], **changed}
+    return list(itertools.chain(*parts.values()))
 
 
 def corr2d_with(**changed: Any) -> Callable:
     """corr2d on good arguments but for those given."""
-    good = {"x": X, "weight": WEIGHT, "bias": BIAS, "stride": [1, 1], "padding": [1] * 4}
-    return lambda: raw.corr2d(**{**good, "dilation": [1, 1], "groups": 1, "relu": False, **changed})
+    good = {"x": X, "weight": WEIGHT, "bias": BIAS, "window": PLAIN, "relu": False}
+    return lambda: raw.corr2d(**{**good, **changed})
 
 
 def input_grad_with(**changed: Any) -> Callable:
-    good = {"g": G, "y": G, "weight": WEIGHT, "input_size": [5, 6], "stride": [1, 1]}
-    return lambda: raw.corr2d_input_grad(
-        **{**good, "padding": [1] * 4, "dilation": [1, 1], "groups": 1, **changed}
-    )
+    good = {"g": G, "y": G, "weight": WEIGHT, "height": 5, "width": 6, "window": PLAIN}
+    return lambda: raw.corr2d_input_grad(**{**good, **changed})
 
 
 def weight_grad_with(**changed: Any) -> Callable:
-    good = {"g": G, "y": G, "x": X, "kernel_size": [3, 3], "stride": [1, 1]}
-    return lambda: raw.corr2d_weight_grad(
-        **{**good, "padding": [1] * 4, "dilation": [1, 1], "groups": 1, **changed}
-    )
+    good = {"g": G, "y": G, "x": X, "height": 3, "width": 3, "window": PLAIN}
+    return lambda: raw.corr2d_weight_grad(**{**good, **changed})
 
 
 NONSENSE = {
     **{
-        f"{make.__name__.removesuffix('_with')}, {name} = {value}": make(**{name: value})
+        f"{make.__name__.removesuffix('_with')}, {name} = {value}": make(
+            window=plain_but(**{name: value})
+        )
         for make in (corr2d_with, input_grad_with, weight_grad_with)
         for name, values in {
             "stride": ([], [1], [1, 1, 1], [0, 1], [1, -1], [2**62, 1], [-(2**63), 1]),
             "padding": ([], [1, 1], [1] * 5, [0, 0, 0, -1], [2**62] * 4, [LARGEST] * 4),
             "dilation": ([], [1], [1, 1, 1], [0, 1], [1, -1], [2**62, 2**62], [LARGEST] * 2),
-            "groups": (0, -1, 3, 2**31 - 1, 2**62, -(2**63)),
+            "groups": ([], [0], [-1], [3], [2**31 - 1], [2**62], [-(2**63)]),
         }.items()
         for value in values
     },
@@ -1003,12 +1008,12 @@ NONSENSE = {
         for value in values
     },
     **{
-        f"input_grad, input_size = {size}": input_grad_with(input_size=size)
-        for size in ([], [5], [5, 6, 7], [5, 7], [-5, 6], [2**62, 6], [0, 6])
+        f"input_grad, size {(height, width)}": input_grad_with(height=height, width=width)
+        for height, width in ((5, 7), (-5, 6), (2**62, 6), (0, 6))
     },
     **{
-        f"weight_grad, kernel_size = {size}": weight_grad_with(kernel_size=size)
-        for size in ([], [3], [3, 3, 3], [2, 3], [-3, 3], [2**62, 3], [0, 3])
+        f"weight_grad, size {(height, width)}": weight_grad_with(height=height, width=width)
+        for height, width in ((2, 3), (-3, 3), (2**62, 3), (0, 3))
     },
     "corr2d, x = None": corr2d_with(x=None),
     "bias_grad, 3 dimensions": lambda: raw.bias_grad(G[0], None),
@@ -1023,32 +1028,32 @@ ENORMOUS = {  # more memory than there is, or none at all; each takes no time
     "sums of 2^40 images": lambda: raw.bias_grad(torch.ones(1).expand(2**40, 1), None),
     "sums of 2^40 channels": lambda: raw.bias_grad(torch.ones(1).expand(1, 2**40), None),
     "2^40 weights": lambda: raw.corr2d_weight_grad(
-        torch.ones(1).expand(1, 2**20, 1, 1), None, torch.ones(1).expand(1, 2**20, 1, 1), [1, 1],
-        [1, 1], [0] * 4, [1, 1], 1,
+        torch.ones(1).expand(1, 2**20, 1, 1), None, torch.ones(1).expand(1, 2**20, 1, 1), 1, 1,
+        plain_but(padding=[0] * 4),
     ),
     "2^60 outputs": lambda: raw.corr2d(
-        torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), None, [1, 1], [2**29] * 4, [1, 1], 1, False
+        torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), None, plain_but(padding=[2**29] * 4), False
     ),
 }  # fmt: skip
 NOTHING = {
     "a large kernel of no channels": (
         lambda: raw.corr2d(
-            torch.ones(1, 0, 1, 1), torch.ones(4, 0, LARGEST, 1), None, [1, 1],
-            [LARGEST - 1, 0, 0, 0], [1, 1], 1, False,
+            torch.ones(1, 0, 1, 1), torch.ones(4, 0, LARGEST, 1), None,
+            plain_but(padding=[LARGEST - 1, 0, 0, 0]), False,
         ),
         (1, 4, 1, 1),
     ),
     "its gradient": (
         lambda: raw.corr2d_input_grad(
-            torch.ones(1, 0, 1, 1), None, torch.ones(0, 4, LARGEST, 1), [1, 1], [1, 1],
-            [LARGEST - 1, 0, 0, 0], [1, 1], 1,
+            torch.ones(1, 0, 1, 1), None, torch.ones(0, 4, LARGEST, 1), 1, 1,
+            plain_but(padding=[LARGEST - 1, 0, 0, 0]),
         ),
         (1, 4, 1, 1),
     ),
     "many phases of no images": (
         lambda: raw.corr2d_input_grad(
-            torch.ones(0, 1, 1, 1), None, torch.ones(1, 1, 1, 1), [LARGEST] * 2, [LARGEST] * 2,
-            [0] * 4, [1, 1], 1,
+            torch.ones(0, 1, 1, 1), None, torch.ones(1, 1, 1, 1), LARGEST, LARGEST,
+            plain_but(stride=[LARGEST] * 2, padding=[0] * 4),
         ),
         (0, 1, LARGEST, LARGEST),
     ),
@@ -1079,11 +1084,11 @@ def touch_guarded(at_end: bool) -> None:
         bias = guarded(bias, at_end)
         for layout in layouts(x):
             image, kernel = (guarded(layouts(t)[layout], at_end) for t in (x, weight))
-            y = raw.corr2d(image, kernel, bias, *case.window, True)
+            y = raw.corr2d(image, kernel, bias, case.window, True)
             g, y = (guarded(layouts(t)[layout], at_end) for t in (torch.ones_like(y), y))
             for mask in (None, y):
-                raw.corr2d_input_grad(g, mask, kernel, image.shape[2:], *case.window)
-                raw.corr2d_weight_grad(g, mask, image, kernel.shape[2:], *case.window)
+                raw.corr2d_input_grad(g, mask, kernel, *image.shape[2:], case.window)
+                raw.corr2d_weight_grad(g, mask, image, *kernel.shape[2:], case.window)
                 raw.bias_grad(g, mask)
 
 

@@ -464,7 +464,7 @@ REFUSED = {  # arguments, and what the message says
     "weight: list": ((X, [1.0]), "argument 'weight' must be Tensor, not list"),
     "weight: number": ((X, WEIGHT[0, 0]), r"but got \[5, 4\] and \[\]"),
     "weight: 3 dimensions": ((X, WEIGHT[None]), r"but got \[5, 4\] and \[1, 3, 4\]"),
-    "weight: 1 dimension, size": ((X, WEIGHT[0, :3]), r"but got \[5, 4\] and \[1, 3\]"),
+    "weight: 1 dimension, size": ((X, WEIGHT[0, :3]), r"but got \[5, 4\] and \[3\]"),
     "weight: dtype": ((X, WEIGHT.double()), r"weight has dtype torch\.float64, but input has"),
     "bias: float": ((X, WEIGHT, 1.0), "argument 'bias' must be Tensor, not float"),
     "bias: size": ((X, WEIGHT, X[0]), r"bias must have one number or 3, but has size \[4\]"),

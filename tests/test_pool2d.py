@@ -205,7 +205,7 @@ def test_windows_of_more_than_255_elements(dtype, layout):
 def test_argmax_takes_one_byte_up_to_255_elements():
     x = image(1, 1, 20, 20)
     for kernel, dtype in (((15, 17), torch.uint8), ((16, 16), torch.int32)):
-        argmax = RAW.max_pool2d(x, kernel, [1, 1], [0] * 4, [1, 1], False)[1]
+        argmax = RAW.max_pool2d(x, window(kernel, stride=(1, 1)), False)[1]
         assert argmax.dtype == dtype
 
 
@@ -312,34 +312,34 @@ def test_expanded_gradient():
         torch.testing.assert_close(mine.grad, theirs.grad)
 
 
-SLIDING = ([3, 2], [2, 1], [1, 0, 1, 1], [1, 2])
+SLIDING = [3, 2, 2, 1, 1, 0, 1, 1, 1, 2]  # kernel, stride, padding, dilation
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_opcheck(layout):
     x = layouts(image(2, 17, 8, 9))[layout]
-    averaged = (SLIDING[0], SLIDING[1], SLIDING[2], False, None)
+    averaged = (SLIDING[:8], False, None)
 
     def check(name: str, *arguments):
         operator = getattr(RAW, name).default
         torch.library.opcheck(operator, arguments)
         return operator(*arguments)
 
-    y, argmax = check("max_pool2d", x, *SLIDING, False)
-    check("max_pool2d", x, *SLIDING, True)
-    check("max_pool2d_gather", x, argmax, *SLIDING)
-    check("max_pool2d_scatter", y, argmax, list(x.shape), *SLIDING)
-    check("max_pool2d_indices", argmax, list(x.shape), *SLIDING)
+    y, argmax = check("max_pool2d", x, SLIDING, False)
+    check("max_pool2d", x, SLIDING, True)
+    check("max_pool2d_gather", x, argmax, SLIDING)
+    check("max_pool2d_scatter", y, argmax, *x.shape[2:], SLIDING)
+    check("max_pool2d_indices", argmax, *x.shape[2:], SLIDING)
     for size in ([3, 4], [1, 1], [8, 3], [0, 2], [20, 9]):
-        y, argmax = check("adaptive_max_pool2d", x, size)
+        y, argmax = check("adaptive_max_pool2d", x, *size)
         check("adaptive_max_pool2d_gather", x, argmax)
-        check("adaptive_max_pool2d_scatter", y, argmax, list(x.shape))
-        check("adaptive_max_pool2d_indices", argmax, list(x.shape))
-        y = check("adaptive_avg_pool2d", x, size)
-        check("adaptive_avg_pool2d_adjoint", y, list(x.shape))
+        check("adaptive_max_pool2d_scatter", y, argmax, *x.shape[2:])
+        check("adaptive_max_pool2d_indices", argmax, *x.shape[2:])
+        y = check("adaptive_avg_pool2d", x, *size)
+        check("adaptive_avg_pool2d_adjoint", y, *x.shape[2:])
     for ceil_mode in (False, True):
         y = check("avg_pool2d", x, *averaged, ceil_mode)
-        check("avg_pool2d_adjoint", y, list(x.shape), *averaged)
+        check("avg_pool2d_adjoint", y, *x.shape[2:], *averaged)
 
 
 UNARY = {
@@ -476,83 +476,75 @@ def test_errors_of_our_own():
         ours.max_pool2d(X.to_sparse(), 2)
 
 
+def window(kernel=(2, 2), stride=(2, 2), padding=(0, 0, 0, 0), dilation=(1, 1)) -> list[int]:
+    return [*kernel, *stride, *padding, *dilation]
+
+
 def nonsense() -> dict:
     x, g = image(1, 2, 6, 6), image(1, 2, 3, 3)
     argmax = torch.zeros(1, 2, 3, 3, dtype=torch.uint8)
-    two, none, one, size = [2, 2], [0] * 4, [1, 1], [1, 2, 6, 6]
-    big = 2**62
+    good, big = window(), 2**62
+    bad = {
+        "kernel of one": window(kernel=[2]),
+        "kernel of zeros": window(kernel=[0, 0]),
+        "kernel below zero": window(kernel=[-2, 2]),
+        "kernel overflowing": window(kernel=[big, big]),
+        "kernel of 2^40": window(kernel=[2**20, 2**20], padding=[2**19] * 4),
+        "stride zero": window(stride=[0, 1]),
+        "padding of two": window(padding=[0, 0]),
+        "padding below zero": window(padding=[-1, 0, 0, 0]),
+        "padding overflowing": window(padding=[2**63 - 1] * 4),
+        "padding more than half": window(padding=[0, 0, 0, 2]),
+        "dilation zero": window(dilation=[0, 1]),
+        "window too large": window(kernel=[7, 7]),
+    }
     return {
-        "kernel of one": lambda: RAW.max_pool2d(x, [2], two, none, one, False),
-        "kernel of zeros": lambda: RAW.max_pool2d(x, [0, 0], two, none, one, False),
-        "kernel below zero": lambda: RAW.max_pool2d(x, [-2, 2], two, none, one, False),
-        "kernel overflowing": lambda: RAW.max_pool2d(x, [big, big], two, none, one, False),
-        "kernel of 2^40": lambda: RAW.max_pool2d(x, [2**20, 2**20], two, [2**21] * 4, one, False),
-        "stride zero": lambda: RAW.max_pool2d(x, two, [0, 1], none, one, False),
-        "padding of two": lambda: RAW.max_pool2d(x, two, two, [0, 0], one, False),
-        "padding below zero": lambda: RAW.max_pool2d(x, two, two, [-1, 0, 0, 0], one, False),
-        "padding overflowing": lambda: RAW.max_pool2d(x, two, two, [2**63 - 1] * 4, one, False),
-        "dilation zero": lambda: RAW.max_pool2d(x, two, two, none, [0, 1], False),
-        "window too large": lambda: RAW.max_pool2d(x, [7, 7], two, none, one, False),
-        "no rows": lambda: RAW.max_pool2d(x[:, :, :0], two, two, none, one, False),
-        "three dimensions": lambda: RAW.max_pool2d(x[0], two, two, none, one, False),
-        "integers": lambda: RAW.max_pool2d(x.int(), two, two, none, one, False),
-        "argmax of float": lambda: RAW.max_pool2d_gather(x, g, two, two, none, one),
-        "argmax of int64": lambda: RAW.max_pool2d_gather(x, argmax.long(), two, two, none, one),
-        "argmax too small": lambda: RAW.max_pool2d_gather(x, argmax[:, :, :2], two, two, none, one),
-        "argmax of other channels": lambda: RAW.max_pool2d_gather(
-            x, argmax[:, :1], two, two, none, one
-        ),
-        "g and argmax differ": lambda: RAW.max_pool2d_scatter(
-            g[..., :2], argmax, size, two, two, none, one
-        ),
-        "g of integers": lambda: RAW.max_pool2d_scatter(g.int(), argmax, size, two, two, none, one),
-        "input size of two": lambda: RAW.max_pool2d_scatter(g, argmax, [6, 6], two, two, none, one),
-        "input size too large": lambda: RAW.max_pool2d_scatter(
-            g, argmax, [1, 2, 60, 6], two, two, none, one
-        ),
-        "input size overflowing": lambda: RAW.max_pool2d_scatter(
-            g, argmax, [1, 2, big, big], two, two, none, one
-        ),
-        "input size below zero": lambda: RAW.max_pool2d_scatter(
-            g, argmax, [1, 2, -6, 6], two, two, none, one
-        ),
-        "other images": lambda: RAW.max_pool2d_scatter(
-            g, argmax, [3, 2, 6, 6], two, two, none, one
-        ),
-        "indices of float": lambda: RAW.max_pool2d_indices(g, size, two, two, none, one),
-        "indices of another size": lambda: RAW.max_pool2d_indices(
-            argmax, [1, 2, 9, 9], two, two, none, one
-        ),
-        "output size of one": lambda: RAW.adaptive_max_pool2d(x, [2]),
-        "output size below zero": lambda: RAW.adaptive_max_pool2d(x, [-1, 2]),
-        "output size overflowing": lambda: RAW.adaptive_max_pool2d(x, [big, big]),
-        "output of 2^60": lambda: RAW.adaptive_avg_pool2d(x, [2**30, 2**30]),
-        "adaptive of no columns": lambda: RAW.adaptive_avg_pool2d(x[..., :0], [1, 1]),
+        **{
+            name: lambda numbers=numbers: RAW.max_pool2d(x, numbers, False)
+            for name, numbers in bad.items()
+        },
+        **{
+            f"{name}, average": lambda numbers=numbers: RAW.avg_pool2d(
+                x, numbers[:-2], True, None, False
+            )
+            for name, numbers in bad.items()
+            if name != "dilation zero"
+        },
+        "no rows": lambda: RAW.max_pool2d(x[:, :, :0], good, False),
+        "no channels": lambda: RAW.max_pool2d(x[:, :0], good, False),
+        "no channels, average": lambda: RAW.avg_pool2d(x[:, :0], good[:8], True, None, False),
+        "three dimensions": lambda: RAW.max_pool2d(x[0], good, False),
+        "integers": lambda: RAW.max_pool2d(x.int(), good, False),
+        "argmax of float": lambda: RAW.max_pool2d_gather(x, g, good),
+        "argmax of int64": lambda: RAW.max_pool2d_gather(x, argmax.long(), good),
+        "argmax too small": lambda: RAW.max_pool2d_gather(x, argmax[:, :, :2], good),
+        "argmax of other channels": lambda: RAW.max_pool2d_gather(x, argmax[:, :1], good),
+        "g and argmax differ": lambda: RAW.max_pool2d_scatter(g[..., :2], argmax, 6, 6, good),
+        "g of integers": lambda: RAW.max_pool2d_scatter(g.int(), argmax, 6, 6, good),
+        "input size too large": lambda: RAW.max_pool2d_scatter(g, argmax, 60, 6, good),
+        "input size overflowing": lambda: RAW.max_pool2d_scatter(g, argmax, big, big, good),
+        "input size below zero": lambda: RAW.max_pool2d_scatter(g, argmax, -6, 6, good),
+        "indices of float": lambda: RAW.max_pool2d_indices(g, 6, 6, good),
+        "indices of another size": lambda: RAW.max_pool2d_indices(argmax, 9, 9, good),
+        "output size below zero": lambda: RAW.adaptive_max_pool2d(x, -1, 2),
+        "output size overflowing": lambda: RAW.adaptive_max_pool2d(x, big, big),
+        "output of 2^60": lambda: RAW.adaptive_avg_pool2d(x, 2**30, 2**30),
+        "adaptive of no columns": lambda: RAW.adaptive_avg_pool2d(x[..., :0], 1, 1),
         "adaptive argmax of float": lambda: RAW.adaptive_max_pool2d_gather(x, g),
         "adaptive argmax of other images": lambda: RAW.adaptive_max_pool2d_gather(
             x.expand(2, -1, -1, -1), argmax
         ),
         "adaptive g and argmax differ": lambda: RAW.adaptive_max_pool2d_scatter(
-            g[:, :1], argmax, size
+            g[:, :1], argmax, 6, 6
         ),
-        "adaptive input size of five": lambda: RAW.adaptive_max_pool2d_scatter(
-            g, argmax, [1, 1, 2, 6, 6]
-        ),
-        "adaptive input of no rows": lambda: RAW.adaptive_avg_pool2d_adjoint(g, [1, 2, 0, 6]),
-        "adaptive other channels": lambda: RAW.adaptive_avg_pool2d_adjoint(g, [1, 5, 6, 6]),
-        "adaptive indices below zero": lambda: RAW.adaptive_max_pool2d_indices(
-            argmax, [1, 2, 6, -6]
-        ),
-        "divisor zero": lambda: RAW.avg_pool2d(x, two, two, none, True, 0, False),
-        "average of integers": lambda: RAW.avg_pool2d(x.int(), two, two, none, True, None, False),
-        "average of two dimensions": lambda: RAW.avg_pool2d(
-            x[0, 0], two, two, none, True, None, False
-        ),
-        "average's padding of one": lambda: RAW.avg_pool2d(x, two, two, [0], True, None, False),
-        "adjoint's input size": lambda: RAW.avg_pool2d_adjoint(
-            g, [1, 2, 60, 6], two, two, none, True, None
-        ),
-        "adjoint's divisor": lambda: RAW.avg_pool2d_adjoint(g, size, two, two, none, True, 0),
+        "adaptive input of no rows": lambda: RAW.adaptive_avg_pool2d_adjoint(g, 0, 6),
+        "adaptive indices below zero": lambda: RAW.adaptive_max_pool2d_indices(argmax, 6, -6),
+        "divisor zero": lambda: RAW.avg_pool2d(x, good[:8], True, 0, False),
+        "average of integers": lambda: RAW.avg_pool2d(x.int(), good[:8], True, None, False),
+        "average of two dimensions": lambda: RAW.avg_pool2d(x[0, 0], good[:8], True, None, False),
+        "average with dilation": lambda: RAW.avg_pool2d(x, good, True, None, False),
+        "adjoint's input size": lambda: RAW.avg_pool2d_adjoint(g, 60, 6, good[:8], True, None),
+        "adjoint's divisor": lambda: RAW.avg_pool2d_adjoint(g, 6, 6, good[:8], True, 0),
     }
 
 
@@ -567,21 +559,21 @@ def test_raw_operators_refuse_nonsense(name):
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int32])
 def test_an_argmax_that_points_nowhere_counts_as_zero(layout, dtype, kind):
     x = layouts(image(2, 17, 7, 6, dtype=dtype).abs() + 1)[layout]
-    sliding = ([3, 3], [2, 2], [1, 1, 1, 1], [1, 1])
-    y = RAW.max_pool2d(x, *sliding, False)[0]
+    sliding = window(kernel=(3, 3), padding=(1, 1, 1, 1))
+    y = RAW.max_pool2d(x, sliding, False)[0]
     largest = 255 if kind == torch.uint8 else 2**31 - 1
     for value in (9, 10, 200, largest, *((-1, -(2**31)) if kind == torch.int32 else ())):
         argmax = torch.full(y.shape, value, dtype=kind)
-        assert not RAW.max_pool2d_gather(x, argmax, *sliding).any()
-        assert not RAW.max_pool2d_scatter(y, argmax, x.shape, *sliding).any()
+        assert not RAW.max_pool2d_gather(x, argmax, sliding).any()
+        assert not RAW.max_pool2d_scatter(y, argmax, *x.shape[2:], sliding).any()
         argmax = torch.full((2, 17, 7, 6), value, dtype=kind)  # adaptive windows of 1x1
         assert not RAW.adaptive_max_pool2d_gather(x, argmax).any()
-        assert not RAW.adaptive_max_pool2d_scatter(x, argmax, x.shape).any()
+        assert not RAW.adaptive_max_pool2d_scatter(x, argmax, *x.shape[2:]).any()
     in_padding = torch.zeros(y.shape, dtype=kind)
-    gathered = RAW.max_pool2d_gather(x, in_padding, *sliding)
+    gathered = RAW.max_pool2d_gather(x, in_padding, sliding)
     assert not gathered[:, :, 0].any() and not gathered[:, :, :, 0].any()
     assert torch.equal(gathered[:, :, 1:, 1:], x[:, :, 1::2, 1::2][..., : y.size(3) - 1])
-    scattered = RAW.max_pool2d_scatter(y, in_padding, x.shape, *sliding)
+    scattered = RAW.max_pool2d_scatter(y, in_padding, *x.shape[2:], sliding)
     assert torch.equal(scattered.count_nonzero(), y[:, :, 1:, 1:].count_nonzero())
 
 
@@ -640,15 +632,15 @@ def test_more_than_two_to_the_31_elements():
     x = torch.zeros(size, dtype=torch.bfloat16)
     assert x.numel() > 2**31
     x[0, -1, -1, -1] = 5
-    window = ([64, 64], [64, 64], [0] * 4, [1, 1])
-    y, argmax = RAW.max_pool2d(x, *window, True)
+    sliding = window(kernel=(64, 64), stride=(64, 64))
+    y, argmax = RAW.max_pool2d(x, sliding, True)
     assert y[0, -1, -1, -1] == 5 and y.sum() == 5
-    indices = RAW.max_pool2d_indices(argmax, size, *window)
+    indices = RAW.max_pool2d_indices(argmax, *size[2:], sliding)
     assert indices[0, -1, -1, -1] == size[2] * size[3] - 1
-    average = RAW.avg_pool2d(x, *window[:3], False, None, True)
+    average = RAW.avg_pool2d(x, sliding[:8], False, None, True)
     assert average[0, -1, -1, -1] == torch.tensor(5 / 128).bfloat16()
     del x
-    back = RAW.max_pool2d_scatter(y, argmax, size, *window)
+    back = RAW.max_pool2d_scatter(y, argmax, *size[2:], sliding)
     assert back[0, -1, -1, -1] == 5 and back[0, -1, -1].count_nonzero() == 1
 
 

@@ -16,6 +16,8 @@
 //
 // Flops: 2 C R S per output. The FMA units are the limit, but for few channels, where packing or
 // main memory is.
+#include <array>
+
 #include "cpu/correlate.h"
 #include "cpu/tensor.h"
 #include "cpu/weight_grad.h"
@@ -31,14 +33,12 @@ Plane<T> plane(const std::optional<Tensor>& y) {
 }
 
 // Sizes from the arguments of a raw operator, or an error.
-Geometry geometry(const char* op, const Sizes& input, const Sizes& weight, const Sizes& stride,
-                  const Sizes& padding, const Sizes& dilation, int64_t groups) {
-  check_length(op, "stride", stride, 2);
-  check_length(op, "padding", padding, 4);
-  check_length(op, "dilation", dilation, 2);
-  check_at_least(op, "stride", stride, 1);
-  check_at_least(op, "padding", padding, 0);
-  check_at_least(op, "dilation", dilation, 1);
+Geometry geometry(const char* op, SizesRef input, SizesRef weight, SizesRef window) {
+  check_length(op, "window", window, 9);
+  const int64_t groups = window[8];
+  check_at_least(op, "stride", {window[0], window[1]}, 1);
+  check_at_least(op, "padding", {window[2], window[3], window[4], window[5]}, 0);
+  check_at_least(op, "dilation", {window[6], window[7]}, 1);
   check_at_least(op, "groups", {groups}, 1);
   check_at_least(op, "the size of the input", input, 0);
   check_at_least(op, "the size of the weight", weight, 0);
@@ -54,10 +54,10 @@ Geometry geometry(const char* op, const Sizes& input, const Sizes& weight, const
                {input[2], input[3]},
                {},
                {weight[2], weight[3]},
-               {stride[0], stride[1]},
-               {dilation[0], dilation[1]},
-               {padding[0], padding[2]},
-               {padding[1], padding[3]}};
+               {window[0], window[1]},
+               {window[6], window[7]},
+               {window[2], window[4]},
+               {window[3], window[5]}};
   const auto outputs = [op](int64_t size, int64_t before, int64_t after, int64_t kernel,
                             int64_t stride, int64_t dilation) {
     const int64_t room = size + before + after - dilation * (kernel - 1) - 1;
@@ -72,14 +72,21 @@ Geometry geometry(const char* op, const Sizes& input, const Sizes& weight, const
   return geo;
 }
 
+// The number of groups, before the rest is known to make sense.
+int64_t groups_of(const char* op, SizesRef window) {
+  check_length(op, "window", window, 9);
+  check_at_least(op, "groups", {window[8]}, 1);
+  return window[8];
+}
+
 Tensor corr2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                  Sizes stride, Sizes padding, Sizes dilation, int64_t groups, bool relu) {
+                  Sizes window, bool relu) {
   const char* op = "corr2d";
   check_dim(op, "x", x, 4);
   check_dim(op, "weight", weight, 4);
   check_same_dtype(op, "weight", weight, x);
-  const Geometry geo =
-      geometry(op, sizes_of(x), sizes_of(weight), stride, padding, dilation, groups);
+  const Geometry geo = geometry(op, x.sizes(), weight.sizes(), window);
+  D2LOPS_CHECK(weight.size(0) > 0, op, ": weight must have output channels");
   if (bias) {
     check_same_dtype(op, "bias", *bias, x);
     check_sizes(op, "bias", *bias, {weight.size(0)});
@@ -98,17 +105,15 @@ Tensor corr2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Ten
 }
 
 Tensor corr2d_input_grad_cpu(const Tensor& g, const std::optional<Tensor>& y, const Tensor& weight,
-                             Sizes input_size, Sizes stride, Sizes padding, Sizes dilation,
-                             int64_t groups) {
+                             int64_t height, int64_t width, Sizes window) {
   const char* op = "corr2d_input_grad";
   check_dim(op, "g", g, 4);
   check_dim(op, "weight", weight, 4);
   check_same_dtype(op, "weight", weight, g);
   check_mask(op, g, y);
-  check_length(op, "input_size", input_size, 2);
-  check_at_least(op, "groups", {groups}, 1);
-  const Sizes input{g.size(0), weight.size(1) * groups, input_size[0], input_size[1]};
-  const Geometry geo = geometry(op, input, sizes_of(weight), stride, padding, dilation, groups);
+  const std::array<int64_t, 4> input{g.size(0), weight.size(1) * groups_of(op, window), height,
+                                     width};
+  const Geometry geo = geometry(op, input, weight.sizes(), window);
   check_sizes(op, "g", g, {geo.images, weight.size(0), geo.output.h, geo.output.w});
   Tensor dx = empty(input, g.scalar_type(), is_channels_last(g) || is_channels_last(weight));
   if (dx.numel() == 0) return dx;
@@ -121,19 +126,17 @@ Tensor corr2d_input_grad_cpu(const Tensor& g, const std::optional<Tensor>& y, co
 }
 
 Tensor corr2d_weight_grad_cpu(const Tensor& g, const std::optional<Tensor>& y, const Tensor& x,
-                              Sizes kernel_size, Sizes stride, Sizes padding, Sizes dilation,
-                              int64_t groups) {
+                              int64_t height, int64_t width, Sizes window) {
   const char* op = "corr2d_weight_grad";
   check_dim(op, "g", g, 4);
   check_dim(op, "x", x, 4);
   check_same_dtype(op, "x", x, g);
   check_mask(op, g, y);
-  check_length(op, "kernel_size", kernel_size, 2);
-  check_at_least(op, "groups", {groups}, 1);
+  const int64_t groups = groups_of(op, window);
   D2LOPS_CHECK(x.size(1) % groups == 0, op, ": groups = ", groups, " must divide the ", x.size(1),
                " input channels");
-  const Sizes weight{g.size(1), x.size(1) / groups, kernel_size[0], kernel_size[1]};
-  const Geometry geo = geometry(op, sizes_of(x), weight, stride, padding, dilation, groups);
+  const std::array<int64_t, 4> weight{g.size(1), x.size(1) / groups, height, width};
+  const Geometry geo = geometry(op, x.sizes(), weight, window);
   check_sizes(op, "g", g, {geo.images, weight[0], geo.output.h, geo.output.w});
   Tensor dw = empty(weight, g.scalar_type());
   dispatch_dtype(op, g, [&](auto zero) {

@@ -157,7 +157,7 @@ Tensor dropout_cpu(const Tensor& x, const Tensor& seed, double p) {
   D2LOPS_CHECK(seed.is_cpu() && seed.scalar_type() == ScalarType::Long && seed.numel() == 1,
                "dropout: seed must be an int64 tensor of one element on the device of x");
   D2LOPS_CHECK(p >= 0 && p <= 1, "dropout: p must be between 0 and 1, got ", p);
-  Tensor y = x.is_contiguous() ? empty(sizes_of(x), x.scalar_type()) : torch::stable::empty_like(x);
+  Tensor y = x.is_contiguous() ? empty(x.sizes(), x.scalar_type()) : torch::stable::empty_like(x);
   if (x.numel() == 0) return y;
   const uint64_t threshold = dropout_threshold(p);
   if (threshold >> 32) return torch::stable::zero_(y);  // no word reaches it

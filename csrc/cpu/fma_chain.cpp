@@ -58,7 +58,7 @@ void fma_chain(const T* x, T* y, int64_t count, int64_t rounds) {
 Tensor fma_chain_cpu(const Tensor& x, int64_t rounds) {
   D2LOPS_CHECK(x.is_cpu() && x.is_contiguous(), "fma_chain: x must be a contiguous CPU tensor");
   D2LOPS_CHECK(rounds >= 0, "fma_chain: rounds must be at least 0, got ", rounds);
-  Tensor y = empty(sizes_of(x), x.scalar_type());
+  Tensor y = empty(x.sizes(), x.scalar_type());
   dispatch_dtype("fma_chain", x, [&](auto zero) {
     using T = decltype(zero);
     fma_chain(data<T>(x), mutable_data<T>(y), x.numel(), rounds);

@@ -46,19 +46,22 @@ void check_image(const char* op, const char* name, const Tensor& x) {
   }
 }
 
-Grid<SlidingWindows> sliding(const char* op, int64_t height, int64_t width, const Sizes& kernel,
-                             const Sizes& stride, const Sizes& padding, const Sizes& dilation) {
-  check_length(op, "kernel", kernel, 2);
-  check_length(op, "stride", stride, 2);
-  check_length(op, "padding", padding, 4);
-  check_length(op, "dilation", dilation, 2);
-  check_at_least(op, "kernel", kernel, 1);
-  check_at_least(op, "stride", stride, 1);
-  check_at_least(op, "padding", padding, 0);
-  check_at_least(op, "dilation", dilation, 1);
-  D2LOPS_CHECK(kernel[0] * kernel[1] <= kMost, op, ": the window has more than 2^31 - 1 elements");
-  return {{height, 0, kernel[0], stride[0], padding[0], padding[1], dilation[0]},
-          {width, 0, kernel[1], stride[1], padding[2], padding[3], dilation[1]}};
+// The windows that a raw operator's argument describes; averages have no dilation.
+Grid<SlidingWindows> sliding(const char* op, int64_t height, int64_t width, SizesRef window,
+                             bool dilated = true) {
+  check_length(op, "window", window, dilated ? 10 : 8);
+  check_at_least(op, "kernel", {window[0], window[1]}, 1);
+  check_at_least(op, "stride", {window[2], window[3]}, 1);
+  check_at_least(op, "padding", {window[4], window[5], window[6], window[7]}, 0);
+  if (dilated) check_at_least(op, "dilation", {window[8], window[9]}, 1);
+  for (int64_t axis : {0, 1}) {
+    const int64_t span = (window[axis] - 1) * (dilated ? window[8 + axis] : 1) + 1;
+    D2LOPS_CHECK(2 * window[4 + 2 * axis] <= span && 2 * window[5 + 2 * axis] <= span, op,
+                 ": padding must be at most half of the window");
+  }
+  D2LOPS_CHECK(window[0] * window[1] <= kMost, op, ": the window has more than 2^31 - 1 elements");
+  return {{height, 0, window[0], window[2], window[4], window[5], dilated ? window[8] : 1},
+          {width, 0, window[1], window[3], window[6], window[7], dilated ? window[9] : 1}};
 }
 
 void set_outputs(const char* op, Grid<SlidingWindows>& grid, bool ceil_mode) {
@@ -86,18 +89,9 @@ Grid<AdaptiveWindows> adaptive(const char* op, int64_t height, int64_t width, in
   return grid;
 }
 
-Sizes output_size(const char* op, const Sizes& size) {
-  check_length(op, "output_size", size, 2);
-  check_at_least(op, "output_size", size, 0);
-  return size;
-}
-
-Sizes input_size(const char* op, const Sizes& size, const Tensor& g) {
-  check_length(op, "input_size", size, 4);
-  check_at_least(op, "input_size", size, 0);
-  D2LOPS_CHECK(size[0] == g.size(0) && size[1] == g.size(1) && size[2] >= 1 && size[3] >= 1, op,
-               ": input_size does not fit the other arguments");
-  return size;
+Sizes input_size(const char* op, const Tensor& g, int64_t height, int64_t width) {
+  check_at_least(op, "input_size", {height, width}, 1);
+  return {g.size(0), g.size(1), height, width};
 }
 
 struct Divisor {
@@ -182,6 +176,7 @@ void check_argmax(const char* op, const Tensor& argmax, const Tensor& g) {
 
 template <typename Windows>
 std::tuple<Tensor, Tensor> max_forward(const char* op, const Tensor& x, const Grid<Windows>& grid) {
+  D2LOPS_CHECK(x.size(1) >= 1, op, ": x must have channels");
   const Sizes size{x.size(0), x.size(1), grid.rows.outputs, grid.columns.outputs};
   const bool channels_last = is_channels_last(x);
   Tensor y = empty(size, x.scalar_type(), channels_last);
@@ -266,52 +261,48 @@ Tensor max_indices(const Tensor& argmax, const Grid<Windows>& grid) {
   return indices;
 }
 
-std::tuple<Tensor, Tensor> max_pool2d(const Tensor& x, const Sizes& kernel, const Sizes& stride,
-                                      const Sizes& padding, const Sizes& dilation, bool ceil_mode) {
+std::tuple<Tensor, Tensor> max_pool2d(const Tensor& x, Sizes window, bool ceil_mode) {
   check_image("max_pool2d", "x", x);
-  auto grid = sliding("max_pool2d", x.size(2), x.size(3), kernel, stride, padding, dilation);
+  auto grid = sliding("max_pool2d", x.size(2), x.size(3), window);
   set_outputs("max_pool2d", grid, ceil_mode);
   return max_forward("max_pool2d", x, grid);
 }
 
-Tensor max_pool2d_gather(const Tensor& x, const Tensor& argmax, const Sizes& kernel,
-                         const Sizes& stride, const Sizes& padding, const Sizes& dilation) {
+Tensor max_pool2d_gather(const Tensor& x, const Tensor& argmax, Sizes window) {
   const char* op = "max_pool2d_gather";
   check_image(op, "x", x);
   check_argmax(op, argmax);
-  auto grid = sliding(op, x.size(2), x.size(3), kernel, stride, padding, dilation);
+  auto grid = sliding(op, x.size(2), x.size(3), window);
   set_outputs(op, grid, "argmax", argmax);
   return max_gather(op, x, argmax, grid);
 }
 
-Tensor max_pool2d_scatter(const Tensor& g, const Tensor& argmax, const Sizes& size,
-                          const Sizes& kernel, const Sizes& stride, const Sizes& padding,
-                          const Sizes& dilation) {
+Tensor max_pool2d_scatter(const Tensor& g, const Tensor& argmax, int64_t height, int64_t width,
+                          Sizes window) {
   const char* op = "max_pool2d_scatter";
   check_image(op, "g", g);
   check_argmax(op, argmax, g);
-  input_size(op, size, g);
-  auto grid = sliding(op, size[2], size[3], kernel, stride, padding, dilation);
+  const Sizes size = input_size(op, g, height, width);
+  auto grid = sliding(op, height, width, window);
   set_outputs(op, grid, "g", g);
   return max_scatter(op, g, argmax, size, grid);
 }
 
-Tensor max_pool2d_indices(const Tensor& argmax, const Sizes& size, const Sizes& kernel,
-                          const Sizes& stride, const Sizes& padding, const Sizes& dilation) {
+Tensor max_pool2d_indices(const Tensor& argmax, int64_t height, int64_t width, Sizes window) {
   const char* op = "max_pool2d_indices";
   check_argmax(op, argmax);
   check_image(op, "argmax", argmax);
-  input_size(op, size, argmax);
-  auto grid = sliding(op, size[2], size[3], kernel, stride, padding, dilation);
+  input_size(op, argmax, height, width);
+  auto grid = sliding(op, height, width, window);
   set_outputs(op, grid, "argmax", argmax);
   return max_indices(argmax, grid);
 }
 
-std::tuple<Tensor, Tensor> adaptive_max_pool2d(const Tensor& x, const Sizes& size) {
+std::tuple<Tensor, Tensor> adaptive_max_pool2d(const Tensor& x, int64_t height, int64_t width) {
   const char* op = "adaptive_max_pool2d";
   check_image(op, "x", x);
-  output_size(op, size);
-  return max_forward(op, x, adaptive(op, x.size(2), x.size(3), size[0], size[1]));
+  check_at_least(op, "output_size", {height, width}, 0);
+  return max_forward(op, x, adaptive(op, x.size(2), x.size(3), height, width));
 }
 
 Tensor adaptive_max_pool2d_gather(const Tensor& x, const Tensor& argmax) {
@@ -322,31 +313,33 @@ Tensor adaptive_max_pool2d_gather(const Tensor& x, const Tensor& argmax) {
   return max_gather(op, x, argmax, grid);
 }
 
-Tensor adaptive_max_pool2d_scatter(const Tensor& g, const Tensor& argmax, const Sizes& size) {
+Tensor adaptive_max_pool2d_scatter(const Tensor& g, const Tensor& argmax, int64_t height,
+                                   int64_t width) {
   const char* op = "adaptive_max_pool2d_scatter";
   check_dim(op, "g", g, 4);
   check_argmax(op, argmax, g);
-  input_size(op, size, g);
-  return max_scatter(op, g, argmax, size, adaptive(op, size[2], size[3], g.size(2), g.size(3)));
+  const Sizes size = input_size(op, g, height, width);
+  return max_scatter(op, g, argmax, size, adaptive(op, height, width, g.size(2), g.size(3)));
 }
 
-Tensor adaptive_max_pool2d_indices(const Tensor& argmax, const Sizes& size) {
+Tensor adaptive_max_pool2d_indices(const Tensor& argmax, int64_t height, int64_t width) {
   const char* op = "adaptive_max_pool2d_indices";
   check_argmax(op, argmax);
-  input_size(op, size, argmax);
-  return max_indices(argmax, adaptive(op, size[2], size[3], argmax.size(2), argmax.size(3)));
+  input_size(op, argmax, height, width);
+  return max_indices(argmax, adaptive(op, height, width, argmax.size(2), argmax.size(3)));
 }
 
 void check_divisor(const char* op, std::optional<int64_t> divisor) {
   D2LOPS_CHECK(!divisor || *divisor != 0, op, ": divisor must not be zero");
 }
 
-Tensor avg_pool2d(const Tensor& x, const Sizes& kernel, const Sizes& stride, const Sizes& padding,
-                  bool count_include_pad, std::optional<int64_t> divisor, bool ceil_mode) {
+Tensor avg_pool2d(const Tensor& x, Sizes window, bool count_include_pad,
+                  std::optional<int64_t> divisor, bool ceil_mode) {
   const char* op = "avg_pool2d";
   check_image(op, "x", x);
+  D2LOPS_CHECK(x.size(1) >= 1, op, ": x must have channels");
   check_divisor(op, divisor);
-  auto grid = sliding(op, x.size(2), x.size(3), kernel, stride, padding, {1, 1});
+  auto grid = sliding(op, x.size(2), x.size(3), window, false);
   set_outputs(op, grid, ceil_mode);
   Tensor y = empty({x.size(0), x.size(1), grid.rows.outputs, grid.columns.outputs}, x.scalar_type(),
                    is_channels_last(x));
@@ -354,37 +347,36 @@ Tensor avg_pool2d(const Tensor& x, const Sizes& kernel, const Sizes& stride, con
   return y;
 }
 
-Tensor avg_pool2d_adjoint(const Tensor& g, const Sizes& size, const Sizes& kernel,
-                          const Sizes& stride, const Sizes& padding, bool count_include_pad,
-                          std::optional<int64_t> divisor) {
+Tensor avg_pool2d_adjoint(const Tensor& g, int64_t height, int64_t width, Sizes window,
+                          bool count_include_pad, std::optional<int64_t> divisor) {
   const char* op = "avg_pool2d_adjoint";
   check_image(op, "g", g);
   check_divisor(op, divisor);
-  input_size(op, size, g);
-  auto grid = sliding(op, size[2], size[3], kernel, stride, padding, {1, 1});
+  const Sizes size = input_size(op, g, height, width);
+  auto grid = sliding(op, height, width, window, false);
   set_outputs(op, grid, "g", g);
   Tensor x = empty(size, g.scalar_type(), is_channels_last(g));
   pool<Op::average_adjoint>(op, grid, g, x, Tensor(), {count_include_pad, divisor});
   return x;
 }
 
-Tensor adaptive_avg_pool2d(const Tensor& x, const Sizes& size) {
+Tensor adaptive_avg_pool2d(const Tensor& x, int64_t height, int64_t width) {
   const char* op = "adaptive_avg_pool2d";
   check_image(op, "x", x);
-  output_size(op, size);
-  Tensor y = empty({x.size(0), x.size(1), size[0], size[1]}, x.scalar_type(), is_channels_last(x));
-  pool<Op::average>(op, Grid<AdaptiveWindows>{{x.size(2), size[0]}, {x.size(3), size[1]}}, x, y,
+  check_at_least(op, "output_size", {height, width}, 0);
+  Tensor y = empty({x.size(0), x.size(1), height, width}, x.scalar_type(), is_channels_last(x));
+  pool<Op::average>(op, Grid<AdaptiveWindows>{{x.size(2), height}, {x.size(3), width}}, x, y,
                     Tensor());
   return y;
 }
 
-Tensor adaptive_avg_pool2d_adjoint(const Tensor& g, const Sizes& size) {
+Tensor adaptive_avg_pool2d_adjoint(const Tensor& g, int64_t height, int64_t width) {
   const char* op = "adaptive_avg_pool2d_adjoint";
   check_dim(op, "g", g, 4);
-  input_size(op, size, g);
+  const Sizes size = input_size(op, g, height, width);
   Tensor x = empty(size, g.scalar_type(), is_channels_last(g));
-  pool<Op::average_adjoint>(op, Grid<AdaptiveWindows>{{size[2], g.size(2)}, {size[3], g.size(3)}},
-                            g, x, Tensor());
+  pool<Op::average_adjoint>(op, Grid<AdaptiveWindows>{{height, g.size(2)}, {width, g.size(3)}}, g,
+                            x, Tensor());
   return x;
 }
 

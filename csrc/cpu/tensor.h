@@ -18,10 +18,9 @@ namespace d2lops {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Sizes = std::vector<int64_t>;
+using SizesRef = torch::headeronly::IntHeaderOnlyArrayRef;  // Sizes that something else owns
 
 #define D2LOPS_CHECK STD_TORCH_CHECK
-
-inline Sizes sizes_of(const Tensor& x) { return Sizes(x.sizes().begin(), x.sizes().end()); }
 
 // Calls f with a value of the element type, which only names the type: f(auto zero) { using T = ...
 // }.
@@ -60,27 +59,26 @@ inline void check_same_dtype(const char* op, const char* name, const Tensor& x,
   D2LOPS_CHECK(x.scalar_type() == like.scalar_type(), op, ": ", name,
                " has another dtype than its partner");
 }
-inline void check_length(const char* op, const char* name, const Sizes& list, size_t length) {
+inline void check_length(const char* op, const char* name, SizesRef list, size_t length) {
   D2LOPS_CHECK(list.size() == length, op, ": ", name, " must have ", length, " numbers, got ",
                list.size());
 }
-inline void check_at_least(const char* op, const char* name, const Sizes& list, int64_t least) {
+inline void check_at_least(const char* op, const char* name, SizesRef list, int64_t least) {
   for (int64_t value : list) {
     D2LOPS_CHECK(value >= least && value <= std::numeric_limits<int32_t>::max(), op, ": ", name,
                  " must be between ", least, " and 2^31 - 1, got ", value);
   }
 }
-inline void check_sizes(const char* op, const char* name, const Tensor& x, const Sizes& sizes) {
-  bool same = x.dim() == static_cast<int64_t>(sizes.size());
-  for (size_t i = 0; same && i < sizes.size(); ++i) same = x.size(i) == sizes[i];
-  D2LOPS_CHECK(same, op, ": ", name, " does not have the size that the other arguments give it");
+inline void check_sizes(const char* op, const char* name, const Tensor& x, SizesRef sizes) {
+  D2LOPS_CHECK(x.sizes() == sizes, op, ": ", name,
+               " does not have the size that the other arguments give it");
 }
 
 // y, the output of a ReLU that masks g, must look like g.
 inline void check_mask(const char* op, const Tensor& g, const std::optional<Tensor>& y) {
   if (!y) return;
   check_same_dtype(op, "y", *y, g);
-  check_sizes(op, "y", *y, sizes_of(g));
+  check_sizes(op, "y", *y, g.sizes());
 }
 
 // Whether an image's channels lie side by side in memory, in which case outputs do as well.
@@ -90,7 +88,7 @@ inline bool is_channels_last(const Tensor& x) {
 }
 
 // Uninitialised: contiguous, or with the channels of a 4-dimensional tensor innermost.
-inline Tensor empty(const Sizes& sizes, ScalarType dtype, bool channels_last = false) {
+inline Tensor empty(SizesRef sizes, ScalarType dtype, bool channels_last = false) {
   Sizes strides(sizes.size());
   int64_t stride = 1;
   auto place = [&](size_t dim) {

@@ -50,6 +50,10 @@ def pair(op: str, name: str, value: int | Sequence[int], least: int) -> tuple[in
     """`value` as (height, width), each at least `least`."""
     if type(value) is int and least <= value < LIMIT:  # what most calls pass, without the detours
         return value, value
+    if type(value) is tuple and len(value) == 2:
+        height, width = value
+        if type(height) is type(width) is int and least <= height < LIMIT > width >= least:
+            return value
     both = numbers(op, name, value, (1, 2))
     both = both * 2 if len(both) == 1 else both
     check_least(op, name, both, least)
@@ -58,8 +62,9 @@ def pair(op: str, name: str, value: int | Sequence[int], least: int) -> tuple[in
 
 def padding4(op: str, name: str, value: int | Sequence[int]) -> tuple[int, int, int, int]:
     """`value` as (top, bottom, left, right): one number, (height, width), or all four."""
-    if type(value) is int and 0 <= value < LIMIT:
-        return value, value, value, value
+    if type(value) is int or (type(value) is tuple and len(value) == 2):
+        height, width = pair(op, name, value, 0)
+        return height, height, width, width
     given = numbers(op, name, value, (1, 2, 4))
     check_least(op, name, given, 0)
     if len(given) == 4:

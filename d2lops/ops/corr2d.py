@@ -6,14 +6,14 @@ the other two.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from d2lops.backends import kernels, shape_rule
 from d2lops.ops._checks import batched, check_like, check_tensor, integer, padding4, pair
-from d2lops.ops._function import Function, wants_grad
+from d2lops.ops._function import Function
 from d2lops.ops._layout import empty, is_channels_last
 from d2lops.ops.bias_grad import BiasGrad, masked
 
@@ -121,13 +121,9 @@ def corr2d(X: Tensor, K: Tensor) -> Tensor:  # noqa: N803 - the book's names
     return result if K.dim() == 4 else result.squeeze(0)
 
 
-class Window(NamedTuple):
-    """Canonical arguments, in the order in which the raw operators take them."""
-
-    stride: tuple[int, int]
-    padding: tuple[int, int, int, int]
-    dilation: tuple[int, int]
-    groups: int
+# Stride (height, width), padding (top, bottom, left, right), dilation (height, width), groups: as
+# the raw operators take them.
+Window = tuple[int, int, int, int, int, int, int, int, int]
 
 
 def _conv2d(
@@ -141,26 +137,17 @@ def _conv2d(
     groups: int,
     relu: bool,
 ) -> Tensor:
-    check_tensor(op, "input", input)
-    check_like(op, "weight", weight, input)
-    if weight.dim() != 4:
-        raise RuntimeError(
-            f"{op}(): weight must have 4 dimensions, but has size {list(weight.shape)}"
-        )
-    x = batched(op, input)
+    try:
+        window = _window(op, weight, stride, padding, dilation, groups)
+        if input.dim() == 4:
+            return Corr2d.apply(input, weight, bias, window, relu)
+        return Corr2d.apply(batched(op, input), weight, bias, window, relu).squeeze(0)
+    except Exception as error:
+        failure = error
+    _check_tensors(op, input, weight, bias)
     window = _window(op, weight, stride, padding, dilation, groups)
-    _check_sizes(op, x, weight, window)
-    if bias is not None:
-        check_like(op, "bias", bias, input)
-        if bias.shape != weight.shape[:1]:
-            raise RuntimeError(
-                f"{op}(): bias must have size [{weight.shape[0]}], but has {list(bias.shape)}"
-            )
-    if wants_grad(input, weight, bias):
-        y = Corr2d.apply(x, weight, bias, window, relu)
-    else:
-        y = kernels(x).corr2d(x, weight, bias, *window, relu)
-    return y if x is input else y.squeeze(0)
+    _check_sizes(op, batched(op, input), weight, window)
+    raise failure
 
 
 def _window(
@@ -177,16 +164,12 @@ def _window(
         sides = _padding_by_name(op, padding, weight, stride, dilation)
     else:
         sides = padding4(op, "padding", padding)
-    try:
-        groups = integer(groups)
-    except TypeError:
-        raise TypeError(f"{op}(): groups must be int, but got {groups!r}") from None
-    if groups < 1 or weight.shape[0] % groups != 0 or weight.shape[0] == 0:
-        raise RuntimeError(
-            f"{op}(): groups must be positive and divide the output channels, weight.size(0) = "
-            f"{weight.shape[0]} > 0, but got {groups}"
-        )
-    return Window(stride, sides, dilation, groups)
+    if type(groups) is not int:
+        try:
+            groups = integer(groups)
+        except TypeError:
+            raise TypeError(f"{op}(): groups must be int, but got {groups!r}") from None
+    return (*stride, *sides, *dilation, groups)
 
 
 def _padding_by_name(
@@ -202,35 +185,50 @@ def _padding_by_name(
     return height // 2, height - height // 2, width // 2, width - width // 2
 
 
+def _check_tensors(op: str, input: object, weight: object, bias: object) -> None:
+    """Raises what the raw operator has refused of the tensors, in torch's words."""
+    check_tensor(op, "input", input)
+    check_like(op, "weight", weight, input)
+    if weight.dim() != 4:
+        raise RuntimeError(
+            f"{op}(): weight must have 4 dimensions, but has size {list(weight.shape)}"
+        )
+    if bias is not None:
+        check_like(op, "bias", bias, input)
+        if bias.shape != weight.shape[:1]:
+            raise RuntimeError(
+                f"{op}(): bias must have size [{weight.shape[0]}], but has {list(bias.shape)}"
+            )
+
+
 def _check_sizes(op: str, x: Tensor, weight: Tensor, window: Window) -> None:
+    """Likewise, what of the sizes and the window together."""
     _, channels, *size = x.shape
-    _, planes, *kernel = weight.shape
-    stride, padding, dilation, groups = window
+    outputs, planes, *kernel = weight.shape
+    *padding, down, across, groups = window[2:]
+    if groups < 1 or outputs % groups != 0 or outputs == 0:
+        raise RuntimeError(
+            f"{op}(): groups must be positive and divide the output channels, weight.size(0) = "
+            f"{outputs} > 0, but got {groups}"
+        )
     if channels != planes * groups:
         raise RuntimeError(
             f"{op}(): groups = {groups} and weight of size {list(weight.shape)} want input with "
             f"{planes * groups} channels, but input has {channels}"
         )
-    height, width = output_size(size, kernel, stride, padding, dilation)
+    height, width = _output_size(size, kernel, window)
     if height < 1 or width < 1 or 0 in kernel:
         raise RuntimeError(
-            f"{op}(): kernel of size {kernel}, dilation {dilation}, must not be empty "
-            f"nor larger than the input of size {size}, padded by {padding}"
+            f"{op}(): kernel of size {kernel}, dilation {(down, across)}, must not be empty "
+            f"nor larger than the input of size {size}, padded by {tuple(padding)}"
         )
 
 
-def output_size(
-    size: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[int, int]:
-    """(H', W') for canonical arguments."""
-    top, bottom, left, right = padding
+def _output_size(size: Sequence[int], kernel: Sequence[int], window: Window) -> tuple[int, int]:
+    stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w, _ = window
     return (
-        (size[0] + top + bottom - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1,
-        (size[1] + left + right - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1,
+        (size[0] + top + bottom - dilation_h * (kernel[0] - 1) - 1) // stride_h + 1,
+        (size[1] + left + right - dilation_w * (kernel[1] - 1) - 1) // stride_w + 1,
     )
 
 
@@ -241,7 +239,7 @@ class Corr2d(Function):
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, relu: bool
     ) -> Tensor:
-        return kernels(x).corr2d(x, weight, bias, *window, relu)
+        return kernels(x).corr2d(x, weight, bias, window, relu)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -272,7 +270,7 @@ class Corr2dInputGrad(Function):
     def forward(
         g: Tensor, y: Tensor | None, weight: Tensor, size: torch.Size, window: Window
     ) -> Tensor:
-        return kernels(g).corr2d_input_grad(g, y, weight, size, *window)
+        return kernels(g).corr2d_input_grad(g, y, weight, *size, window)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -298,7 +296,7 @@ class Corr2dWeightGrad(Function):
 
     @staticmethod
     def forward(g: Tensor, y: Tensor | None, x: Tensor, size: torch.Size, window: Window) -> Tensor:
-        return kernels(g).corr2d_weight_grad(g, y, x, size, *window)
+        return kernels(g).corr2d_weight_grad(g, y, x, *size, window)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -320,45 +318,22 @@ class Corr2dWeightGrad(Function):
 
 
 @shape_rule("corr2d")
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    relu: bool,
-) -> Tensor:
-    height, width = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    channels_last = is_channels_last(x) or is_channels_last(weight)
-    return empty(x, (x.size(0), weight.size(0), height, width), channels_last)
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, relu: bool) -> Tensor:
+    op = "conv_relu2d" if relu else "conv2d"
+    _check_tensors(op, x, weight, bias)
+    _check_sizes(op, x, weight, window)
+    size = (x.size(0), weight.size(0), *_output_size(x.shape[2:], weight.shape[2:], window))
+    return empty(x, size, is_channels_last(x) or is_channels_last(weight))
 
 
 @shape_rule("corr2d_input_grad")
 def _(
-    g: Tensor,
-    y: Tensor | None,
-    weight: Tensor,
-    input_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    g: Tensor, y: Tensor | None, weight: Tensor, height: int, width: int, window: Window
 ) -> Tensor:
-    channels_last = is_channels_last(g) or is_channels_last(weight)
-    return empty(g, (g.size(0), weight.size(1) * groups, *input_size), channels_last)
+    size = (g.size(0), weight.size(1) * window[-1], height, width)
+    return empty(g, size, is_channels_last(g) or is_channels_last(weight))
 
 
 @shape_rule("corr2d_weight_grad")
-def _(
-    g: Tensor,
-    y: Tensor | None,
-    x: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    return g.new_empty(g.size(1), x.size(1) // groups, *kernel_size)
+def _(g: Tensor, y: Tensor | None, x: Tensor, height: int, width: int, window: Window) -> Tensor:
+    return g.new_empty(g.size(1), x.size(1) // window[-1], height, width)

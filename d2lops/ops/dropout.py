@@ -7,7 +7,7 @@ from torch import Tensor
 
 from d2lops.backends import kernels, shape_rule
 from d2lops.ops._checks import check_tensor
-from d2lops.ops._function import Function, wants_grad
+from d2lops.ops._function import Function
 
 
 def dropout(
@@ -55,10 +55,7 @@ def dropout(
     if not training or p == 0:
         return input
     seed = _seed_tensor(seed, input)
-    if wants_grad(input):
-        output = Dropout.apply(input, seed, p)
-    else:
-        output = kernels(input).dropout(input, seed, p)
+    output = Dropout.apply(input, seed, p)
     return input.copy_(output) if inplace else output
 
 

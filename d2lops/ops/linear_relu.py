@@ -6,7 +6,7 @@ from torch import Tensor
 
 from d2lops.backends import kernels, shape_rule
 from d2lops.ops._checks import check_like, check_tensor
-from d2lops.ops._function import Function, wants_grad
+from d2lops.ops._function import Function
 from d2lops.ops.bias_grad import BiasGrad, masked
 
 
@@ -56,40 +56,38 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
 
 def _linear(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    try:
+        size = input.shape
+        rows = input if len(size) == 2 else input.reshape(size[:-1].numel(), size[-1])
+        matrix = weight if weight.dim() == 2 else weight.unsqueeze(0)
+        if bias is not None and bias.numel() == 1:
+            bias = bias.expand(matrix.shape[0])
+        output = Linear.apply(rows, matrix, bias, relu)
+        if rows is input and matrix is weight:
+            return output
+        return output.view(size[:-1] + weight.shape[:-1])
+    except Exception as error:
+        failure = error
+    _check(op, input, weight, bias)
+    raise failure
+
+
+def _check(op: str, input: object, weight: object, bias: object) -> None:
+    """Raises what the raw operator has refused, in torch's words."""
     check_tensor(op, "input", input)
     check_like(op, "weight", weight, input)
-    if weight.dim() == 1:
-        return _linear(op, input, weight.unsqueeze(0), bias, relu).squeeze(-1)
-    size, weight_size = input.shape, weight.shape
-    if len(weight_size) != 2 or not size or size[-1] != weight_size[1]:
+    if weight.dim() not in (1, 2) or input.dim() == 0 or input.shape[-1] != weight.shape[-1]:
         raise RuntimeError(
-            f"{op}(): expected input of size (*, K) and weight of size (N, K), but got "
-            f"{list(size)} and {list(weight_size)}"
+            f"{op}(): expected input of size (*, K) and weight of size (N, K) or (K,), but got "
+            f"{list(input.shape)} and {list(weight.shape)}"
         )
+    outputs = weight.shape[:-1].numel()
     if bias is not None:
-        bias = _check_bias(op, bias, input, weight_size[0])
-    rows = input if len(size) == 2 else input.reshape(size[:-1].numel(), size[-1])
-    if wants_grad(input, weight, bias):
-        output = Linear.apply(rows, weight, bias, relu)
-    else:
-        output = _forward(rows, weight, bias, relu)
-    return output if len(size) == 2 else output.view(*size[:-1], weight_size[0])
-
-
-def _check_bias(op: str, bias: Tensor, input: Tensor, outputs: int) -> Tensor:
-    check_like(op, "bias", bias, input)
-    if bias.shape == (outputs,):
-        return bias
-    if bias.dim() > 1 or bias.numel() != 1:
-        raise RuntimeError(
-            f"{op}(): bias must have one number or {outputs}, but has size {list(bias.shape)}"
-        )
-    return bias.expand(outputs)
-
-
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    raw = kernels(x)
-    return (raw.linear_relu if relu else raw.linear)(x, weight, bias)
+        check_like(op, "bias", bias, input)
+        if bias.dim() > 1 or bias.numel() not in (1, outputs):
+            raise RuntimeError(
+                f"{op}(): bias must have one number or {outputs}, but has size {list(bias.shape)}"
+            )
 
 
 class Linear(Function):
@@ -97,7 +95,8 @@ class Linear(Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-        return _forward(x, weight, bias, relu)
+        raw = kernels(x)
+        return (raw.linear_relu if relu else raw.linear)(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -164,8 +163,14 @@ class LinearWeightGrad(Function):
 
 
 @shape_rule("linear")
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    _check("linear", x, weight, bias)
+    return x.new_empty(x.size(0), weight.size(0))
+
+
 @shape_rule("linear_relu")
 def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    _check("linear_relu", x, weight, bias)
     return x.new_empty(x.size(0), weight.size(0))
 
 

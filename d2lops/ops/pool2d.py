@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from d2lops.backends import kernels, shape_rule
-from d2lops.ops._checks import batched, check_least, check_tensor, numbers, padding4, pair
-from d2lops.ops._function import Function, wants_grad
+from d2lops.ops._checks import batched, check_tensor, padding4, pair
+from d2lops.ops._function import Function
 from d2lops.ops._layout import empty, is_channels_last
 
 Pair = tuple[int, int]
-Padding = tuple[int, int, int, int]
 
 
 def max_pool2d(
@@ -56,9 +55,16 @@ def max_pool2d(
         tensor([[[ 5.,  7.],
                  [13., 15.]]])
     """
-    x = _image("max_pool2d", input)
-    window = _windows("max_pool2d", x, kernel_size, stride, padding, dilation, ceil_mode)
-    return _max_pool(input, x, "max_pool2d", window, (ceil_mode,), return_indices)
+    op = "max_pool2d"
+    try:
+        window = _window(op, kernel_size, stride, padding) + pair(op, "dilation", dilation, 1)
+        return _max_pool(op, input, (window,), (ceil_mode,), return_indices)
+    except Exception as error:
+        failure = error
+    x = _image(op, input)
+    window = _window(op, kernel_size, stride, padding) + pair(op, "dilation", dilation, 1)
+    _check_window(op, x, window, ceil_mode)
+    raise failure
 
 
 def adaptive_max_pool2d(
@@ -90,9 +96,13 @@ def adaptive_max_pool2d(
         >>> F.adaptive_max_pool2d(torch.arange(12.0).reshape(1, 3, 4), (1, None))
         tensor([[[ 8.,  9., 10., 11.]]])
     """
-    x = _image("adaptive_max_pool2d", input)
-    size = _output_size("adaptive_max_pool2d", x, output_size)
-    return _max_pool(input, x, "adaptive_max_pool2d", (), (size,), return_indices)
+    op = "adaptive_max_pool2d"
+    try:
+        return _max_pool(op, input, (), _output_size(op, input, output_size), return_indices)
+    except Exception as error:
+        failure = error
+    _output_size(op, _image(op, input), output_size)
+    raise failure
 
 
 def avg_pool2d(
@@ -134,12 +144,17 @@ def avg_pool2d(
         tensor([[[ 2.5000,  4.5000],
                  [10.5000, 12.5000]]])
     """
-    x = _image("avg_pool2d", input)
-    kernel, step, pad, _ = _windows("avg_pool2d", x, kernel_size, stride, padding, 1, ceil_mode)
-    if divisor_override is not None:
-        _check_divisor(divisor_override)
-    window = (kernel, step, pad, count_include_pad, divisor_override)
-    return _avg_pool(input, x, "avg_pool2d", window, (ceil_mode,))
+    op = "avg_pool2d"
+    try:
+        if divisor_override is not None:
+            _check_divisor(divisor_override)
+        window = _window(op, kernel_size, stride, padding)
+        return _avg_pool(op, input, (window, count_include_pad, divisor_override), (ceil_mode,))
+    except Exception as error:
+        failure = error
+    x = _image(op, input)
+    _check_window(op, x, _window(op, kernel_size, stride, padding), ceil_mode)
+    raise failure
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
@@ -167,9 +182,13 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
         >>> F.adaptive_avg_pool2d(torch.arange(12.0).reshape(1, 3, 4), (1, 2))
         tensor([[[4.5000, 6.5000]]])
     """
-    x = _image("adaptive_avg_pool2d", input)
-    size = _output_size("adaptive_avg_pool2d", x, output_size)
-    return _avg_pool(input, x, "adaptive_avg_pool2d", (), (size,))
+    op = "adaptive_avg_pool2d"
+    try:
+        return _avg_pool(op, input, (), _output_size(op, input, output_size))
+    except Exception as error:
+        failure = error
+    _output_size(op, _image(op, input), output_size)
+    raise failure
 
 
 def pool2d(X: Tensor, pool_size: int | Sequence[int], mode: str = "max") -> Tensor:  # noqa: N803
@@ -205,13 +224,13 @@ def pool2d(X: Tensor, pool_size: int | Sequence[int], mode: str = "max") -> Tens
     return pool(X, pool_size, stride=1)
 
 
-# Arguments in canonical form.
+# Arguments in canonical form, and why the raw operators refuse them.
 
 
 def _image(op: str, input: object) -> Tensor:
     """`input` as (N, C, H, W), of which only N may be zero; C too, for the adaptive average."""
     check_tensor(op, "input", input)
-    x = input if input.dim() == 4 else batched(op, input)
+    x = batched(op, input)
     _, channels, height, width = x.shape
     if height == 0 or width == 0 or (channels == 0 and op != "adaptive_avg_pool2d"):
         raise RuntimeError(
@@ -225,46 +244,36 @@ def _like(input: Tensor, y: Tensor) -> Tensor:
     return y if input.dim() == 4 else y.squeeze(0)
 
 
-def _pair(op: str, name: str, value: int | Sequence[int]) -> Pair:
-    if type(value) is int and 0 < value < 2**31:  # what most calls give, without detours
-        return value, value
-    return pair(op, name, value, 1)
-
-
-def _windows(
+def _window(
     op: str,
-    x: Tensor,
     kernel_size: int | Sequence[int],
     stride: int | Sequence[int] | None,
     padding: int | Sequence[int],
-    dilation: int | Sequence[int],
-    ceil_mode: bool,
-) -> tuple[Pair, Pair, Padding, Pair]:
-    """Kernel, stride, padding and dilation, with which at least one window fits into the image."""
-    kernel = _pair(op, "kernel_size", kernel_size)
-    step = kernel if stride is None or stride == [] else _pair(op, "stride", stride)
-    if type(padding) is int and 0 <= padding < 2**31:
-        pad = (padding, padding, padding, padding)
-    else:
-        pad = padding4(op, "padding", padding)
-    spacing = _pair(op, "dilation", dilation)
-    _, _, height, width = x.shape
-    for size, taps, spaces, first, last, slack in (
-        (height, kernel[0], spacing[0], pad[0], pad[1], step[0] - 1),
-        (width, kernel[1], spacing[1], pad[2], pad[3], step[1] - 1),
-    ):
-        span = (taps - 1) * spaces + 1
-        if 2 * first > span or 2 * last > span:
+) -> tuple[int, ...]:
+    """Kernel, stride and padding, as the raw operators take them; maxima have dilation, too."""
+    kernel = pair(op, "kernel_size", kernel_size, 1)
+    step = kernel if stride is None or stride == [] else pair(op, "stride", stride, 1)
+    return kernel + step + padding4(op, "padding", padding)
+
+
+def _check_window(op: str, x: Tensor, window: Sequence[int], ceil_mode: bool) -> None:
+    """At least one window fits into the image, and at least half of it does."""
+    kernel, stride, padding = window[:2], window[2:4], window[4:8]
+    dilation = window[8:] or (1, 1)
+    for axis in (0, 1):
+        span = (kernel[axis] - 1) * dilation[axis] + 1
+        before, after = padding[2 * axis], padding[2 * axis + 1]
+        if 2 * before > span or 2 * after > span:
             raise RuntimeError(
                 f"{op}(): padding must be at most half of the window, which spans {span} with "
-                f"kernel_size {kernel} and dilation {spacing}, but got {pad}"
+                f"kernel_size {kernel} and dilation {dilation}, but got {padding}"
             )
-        if span > size + first + last + (slack if ceil_mode else 0):
+        slack = stride[axis] - 1 if ceil_mode else 0
+        if span > x.shape[2 + axis] + before + after + slack:
             raise RuntimeError(
                 f"{op}(): output would be empty: the window spans {span} with kernel_size {kernel} "
-                f"and dilation {spacing}, but input has size {list(x.shape)} and padding {pad}"
+                f"and dilation {dilation}, but input has size {list(x.shape)} and padding {padding}"
             )
-    return kernel, step, pad, spacing
 
 
 def _check_divisor(divisor: object) -> None:
@@ -278,40 +287,32 @@ def _check_divisor(divisor: object) -> None:
         raise ValueError(f"avg_pool2d(): divisor_override must fit in 64 bits, but got {divisor}")
 
 
-def _output_size(op: str, x: Tensor, size: int | Sequence[int | None] | None) -> Pair:
-    if type(size) is int and 0 <= size < 2**31:
-        return size, size
-    if isinstance(size, Sequence) and len(size) == 2:
-        size = tuple(x.shape[2 + i] if size[i] is None else size[i] for i in (0, 1))
-    elif isinstance(size, Sequence):
-        raise RuntimeError(f"{op}(): output_size must have 2 numbers, but got {size!r}")
-    both = numbers(op, "output_size", size, (1, 2))
-    both = both * 2 if len(both) == 1 else both
-    check_least(op, "output_size", both, 0)
-    return both
+def _output_size(op: str, input: Tensor, size: int | Sequence[int | None] | None) -> Pair:
+    if type(size) is not int and isinstance(size, Sequence):
+        if len(size) != 2:
+            raise RuntimeError(f"{op}(): output_size must have 2 numbers, but got {size!r}")
+        size = tuple([input.shape[i - 2] if size[i] is None else size[i] for i in (0, 1)])
+    return pair(op, "output_size", size, 0)
 
 
-# Operators. `x` is `input` with a batch dimension. `op` names a raw operator, and with a suffix its
-# companions; `window` is what all of them take, and `last` what the pooling itself takes besides.
+# Operators. `op` names a raw operator, and with a suffix its companions; `window` is what all of
+# them take, and `last` what the pooling itself takes besides.
 
 
 def _max_pool(
-    input: Tensor, x: Tensor, op: str, window: tuple, last: tuple, return_indices: bool
+    op: str, input: Tensor, window: tuple, last: tuple, return_indices: bool
 ) -> Tensor | tuple[Tensor, Tensor]:
-    if wants_grad(x):
-        y, argmax = MaxPool2d.apply(x, op, window, last)
-    else:
-        y, argmax = getattr(kernels(x), op)(x, *window, *last)
+    x = input if input.dim() == 4 else batched(op, input)
+    y, argmax = MaxPool2d.apply(x, op, window, last)
     if not return_indices:
         return _like(input, y)
-    indices = getattr(kernels(x), f"{op}_indices")(argmax, x.shape, *window)
+    indices = getattr(kernels(x), f"{op}_indices")(argmax, *x.shape[2:], *window)
     return _like(input, y), _like(input, indices)
 
 
-def _avg_pool(input: Tensor, x: Tensor, op: str, window: tuple, last: tuple) -> Tensor:
-    if wants_grad(x):
-        return _like(input, AvgPool2d.apply(x, op, window, last))
-    return _like(input, getattr(kernels(x), op)(x, *window, *last))
+def _avg_pool(op: str, input: Tensor, window: tuple, last: tuple) -> Tensor:
+    x = input if input.dim() == 4 else batched(op, input)
+    return _like(input, AvgPool2d.apply(x, op, window, last))
 
 
 class MaxPool2d(Function):
@@ -324,7 +325,7 @@ class MaxPool2d(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
         x, ctx.op, ctx.window, _ = inputs
-        ctx.size = x.shape
+        ctx.size = x.shape[2:]
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[1])
@@ -343,7 +344,7 @@ class MaxPool2dScatter(Function):
 
     @staticmethod
     def forward(g: Tensor, argmax: Tensor, op: str, size: torch.Size, window: tuple) -> Tensor:
-        return getattr(kernels(g), f"{op}_scatter")(g, argmax, size, *window)
+        return getattr(kernels(g), f"{op}_scatter")(g, argmax, *size, *window)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -366,7 +367,7 @@ class MaxPool2dGather(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         x, argmax, ctx.op, ctx.window = inputs
-        ctx.size = x.shape
+        ctx.size = x.shape[2:]
         ctx.save_for_backward(argmax)
 
     @staticmethod
@@ -386,7 +387,7 @@ class AvgPool2d(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         x, *ctx.rest = inputs
-        ctx.size = x.shape
+        ctx.size = x.shape[2:]
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:
@@ -398,7 +399,7 @@ class AvgPool2dAdjoint(Function):
 
     @staticmethod
     def forward(g: Tensor, size: torch.Size, op: str, window: tuple, last: tuple) -> Tensor:
-        return getattr(kernels(g), f"{op}_adjoint")(g, size, *window)
+        return getattr(kernels(g), f"{op}_adjoint")(g, *size, *window)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -412,20 +413,17 @@ class AvgPool2dAdjoint(Function):
 # What the compiler knows of the raw operators: sizes, dtypes and strides of their outputs.
 
 
-def _pooled(
-    x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    ceil_mode: bool,
-) -> list[int]:
+def _pooled(op: str, x: Tensor, window: Sequence[int], ceil_mode: bool) -> list[int]:
+    _check_window(op, _image(op, x), window, ceil_mode)
     size = []
     for axis in (0, 1):
-        inputs, before, after = x.size(2 + axis), padding[2 * axis], padding[2 * axis + 1]
-        room = inputs + before + after - (kernel[axis] - 1) * dilation[axis] - 1
-        windows = (room + (stride[axis] - 1 if ceil_mode else 0)) // stride[axis] + 1
-        if ceil_mode and (windows - 1) * stride[axis] >= inputs + before:
+        kernel, stride = window[axis], window[2 + axis]
+        before, after = window[4 + 2 * axis], window[5 + 2 * axis]
+        dilation = window[8 + axis] if len(window) > 8 else 1
+        inputs = x.size(2 + axis)
+        room = inputs + before + after - (kernel - 1) * dilation - 1
+        windows = (room + (stride - 1 if ceil_mode else 0)) // stride + 1
+        if ceil_mode and (windows - 1) * stride >= inputs + before:
             windows -= 1
         size.append(windows)
     return [x.size(0), x.size(1), *size]
@@ -443,16 +441,17 @@ def _argmax_dtype(taps: int) -> torch.dtype:
 
 
 @shape_rule("max_pool2d")
-def _(x, kernel, stride, padding, dilation, ceil_mode):
-    size = _pooled(x, kernel, stride, padding, dilation, ceil_mode)
-    channels_last, dtype = is_channels_last(x), _argmax_dtype(kernel[0] * kernel[1])
+def _(x, window, ceil_mode):
+    size = _pooled("max_pool2d", x, window, ceil_mode)
+    channels_last, dtype = is_channels_last(x), _argmax_dtype(window[0] * window[1])
     return empty(x, size, channels_last), empty(x, size, channels_last, dtype)
 
 
 @shape_rule("adaptive_max_pool2d")
-def _(x, output_size):
-    size, channels_last = [*x.shape[:2], *output_size], is_channels_last(x)
-    taps = _adaptive_taps(x.size(2), output_size[0]) * _adaptive_taps(x.size(3), output_size[1])
+def _(x, height, width):
+    x = _image("adaptive_max_pool2d", x)
+    size, channels_last = [*x.shape[:2], height, width], is_channels_last(x)
+    taps = _adaptive_taps(x.size(2), height) * _adaptive_taps(x.size(3), width)
     return empty(x, size, channels_last), empty(x, size, channels_last, _argmax_dtype(taps))
 
 
@@ -464,28 +463,28 @@ def _(x, argmax, *window):
 
 @shape_rule("max_pool2d_scatter")
 @shape_rule("adaptive_max_pool2d_scatter")
-def _(g, argmax, input_size, *window):
-    return empty(g, input_size, is_channels_last(g))
+def _(g, argmax, height, width, *window):
+    return empty(g, [*g.shape[:2], height, width], is_channels_last(g))
 
 
 @shape_rule("max_pool2d_indices")
 @shape_rule("adaptive_max_pool2d_indices")
-def _(argmax, input_size, *window):
+def _(argmax, height, width, *window):
     return empty(argmax, argmax.shape, is_channels_last(argmax), torch.int64)
 
 
 @shape_rule("avg_pool2d")
-def _(x, kernel, stride, padding, count_include_pad, divisor, ceil_mode):
-    size = _pooled(x, kernel, stride, padding, (1, 1), ceil_mode)
-    return empty(x, size, is_channels_last(x))
+def _(x, window, count_include_pad, divisor, ceil_mode):
+    return empty(x, _pooled("avg_pool2d", x, window, ceil_mode), is_channels_last(x))
 
 
 @shape_rule("adaptive_avg_pool2d")
-def _(x, output_size):
-    return empty(x, [*x.shape[:2], *output_size], is_channels_last(x))
+def _(x, height, width):
+    x = _image("adaptive_avg_pool2d", x)
+    return empty(x, [*x.shape[:2], height, width], is_channels_last(x))
 
 
 @shape_rule("avg_pool2d_adjoint")
 @shape_rule("adaptive_avg_pool2d_adjoint")
-def _(g, input_size, *window):
-    return empty(g, input_size, is_channels_last(g))
+def _(g, height, width, *window):
+    return empty(g, [*g.shape[:2], height, width], is_channels_last(g))
