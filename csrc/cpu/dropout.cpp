@@ -19,13 +19,26 @@
 
 namespace d2lops {
 
-using Words = Vec<uint32_t>;
+// Words of several vectors of counters. Ten rounds wait for each other; independent chains keep the
+// multipliers busy meanwhile. A word is the lower half of a 64-bit lane, where x86 multiplies; what
+// the upper half holds does not matter.
+struct Words {
+  static constexpr int chains = 4;
+  Vec<uint64_t> chain[chains];
 
-// x86 multiplies the even 32-bit lanes of two vectors into 64-bit lanes; the odd lanes are shifted
-// down first.
+  friend inline Words operator^(Words a, const Words& b) {
+    for (int i = 0; i < chains; ++i) a.chain[i] ^= b.chain[i];
+    return a;
+  }
+  friend inline Words operator^(Words a, uint32_t b) {
+    for (int i = 0; i < chains; ++i) a.chain[i] ^= b;
+    return a;
+  }
+};
+
 template <>
 struct WideMultiply<Words> {
-  static inline Vec<uint64_t> even(Vec<uint64_t> a, uint32_t b) {
+  static inline Vec<uint64_t> lower_halves(Vec<uint64_t> a, uint32_t b) {
 #if defined(__AVX512F__)
     return (Vec<uint64_t>)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
 #elif defined(__AVX2__)
@@ -36,28 +49,45 @@ struct WideMultiply<Words> {
     return (a & 0xffffffffu) * b;
 #endif
   }
-  static inline void run(Words a, uint32_t b, Words& high, Words& low) {
-    const auto pairs = (Vec<uint64_t>)a;
-    const Vec<uint64_t> evens = even(pairs, b), odds = even(pairs >> 32, b);
-    high = (Words)((evens >> 32) | (odds & ~uint64_t{0xffffffff}));
-    low = (Words)((evens & 0xffffffff) | (odds << 32));
+  static inline void run(const Words& a, uint32_t b, Words& high, Words& low) {
+    for (int i = 0; i < Words::chains; ++i) {
+      low.chain[i] = lower_halves(a.chain[i], b);
+      high.chain[i] = low.chain[i] >> 32;
+    }
   }
 };
 
 namespace {
 
-constexpr int64_t kBlock = 4 * kLanes<uint32_t>;
+constexpr int64_t kBlock = Words::chains * 4 * kLanes<uint64_t>;
+
+// The lower halves of both, side by side.
+template <int... I>
+inline Vec<uint64_t> pair(Vec<uint64_t> a, Vec<uint64_t> b, std::integer_sequence<int, I...>) {
+  constexpr int lanes = sizeof...(I);
+  return (Vec<uint64_t>)__builtin_shufflevector((Vec<uint32_t>)a, (Vec<uint32_t>)b,
+                                                (I % 2 == 0 ? I : I - 1 + lanes)...);
+}
 
 // The words of elements 4 * counter ... 4 * counter + kBlock - 1.
 inline void philox_block(uint64_t counter, uint64_t seed, uint32_t (&words)[kBlock]) {
+  constexpr int lanes = kLanes<uint64_t>;
+  Vec<uint64_t> lane;
+  for (int i = 0; i < lanes; ++i) lane[i] = i;
   Words low, high;
-  for (int i = 0; i < kLanes<uint32_t>; ++i) {
-    low[i] = static_cast<uint32_t>(counter + i);
-    high[i] = static_cast<uint32_t>((counter + i) >> 32);
+  for (int i = 0; i < Words::chains; ++i) {
+    low.chain[i] = lane + (counter + i * lanes);
+    high.chain[i] = low.chain[i] >> 32;
   }
-  PhiloxWords<Words> random = philox(low, high, seed);
-  transpose<4, uint32_t>(random.word);
-  for (int i = 0; i < 4; ++i) store(words + i * kLanes<uint32_t>, random.word[i]);
+  const auto [word] = philox(low, high, seed);
+  constexpr auto halves = std::make_integer_sequence<int, 2 * lanes>{};
+  constexpr auto all = std::make_integer_sequence<int, lanes>{};
+  for (int i = 0; i < Words::chains; ++i) {
+    const auto first = pair(word[0].chain[i], word[1].chain[i], halves);
+    const auto second = pair(word[2].chain[i], word[3].chain[i], halves);
+    store(words + (4 * i) * lanes, (Vec<uint32_t>)interleave_low(first, second, all));
+    store(words + (4 * i + 2) * lanes, (Vec<uint32_t>)interleave_high(first, second, all));
+  }
 }
 
 template <typename T>
