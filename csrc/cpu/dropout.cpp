@@ -97,10 +97,11 @@ struct Dropout {
   uint32_t threshold;
   A scale;
 
-  // kBlock elements that lie side by side.
-  void block(const T* x, T* y, const uint32_t (&words)[kBlock]) const {
+  // `count` elements that lie side by side, a multiple of kLanes<A>.
+  template <int64_t count>
+  void run(const T* x, T* y, const uint32_t* words) const {
     using Bits = std::conditional_t<sizeof(A) == 8, uint64_t, uint32_t>;
-    for (int64_t i = 0; i < kBlock; i += kLanes<A>) {
+    for (int64_t i = 0; i < count; i += kLanes<A>) {
       const auto word = load_bytes<Vec<uint32_t, kLanes<A>>>(words + i);
       const auto keep = __builtin_convertvector(word, Vec<Bits>) >= Bits{threshold};
       const Vec<A> scaled = load<A>(x + i) * scale;
@@ -117,14 +118,59 @@ struct Dropout {
     for (int64_t e = first & ~int64_t{3}; e < last; e += kBlock) {
       philox_block(static_cast<uint64_t>(e) / 4, seed, words);
       if (dense && e >= first && e + kBlock <= last) {
-        block(x + (e - first), y + (e - first), words);
+        prefetch_ahead<kBlock * sizeof(T)>(x + (e - first));
+        run<kBlock>(x + (e - first), y + (e - first), words);
         continue;
       }
       const int64_t begin = std::max(e, first), end = std::min(e + kBlock, last);
       T buffer[kBlock] = {};
-      for (int64_t i = begin; i < end; ++i) buffer[i - e] = x[(i - first) * x_stride];
-      block(buffer, buffer, words);
-      for (int64_t i = begin; i < end; ++i) y[(i - first) * y_stride] = buffer[i - e];
+      copy(x + (begin - first) * x_stride, x_stride, buffer + (begin - e), 1, end - begin);
+      run<kBlock>(buffer, buffer, words);
+      copy(buffer + (begin - e), 1, y + (begin - first) * y_stride, y_stride, end - begin);
+    }
+  }
+
+  static constexpr int kTile = kLanes<uint32_t>;
+  static constexpr int64_t kRun = 4 * kBlock;
+
+  // `rows` <= kTile rows that lie side by side: element i of row r is element first + r * row_stride +
+  // i in logical order, and x[r + i * x_stride] in memory. The words are transposed, not the elements.
+  void tile(const T* x, T* y, int64_t first, int64_t row_stride, int rows, int64_t count,
+            int64_t x_stride, int64_t y_stride) const {
+    alignas(kVectorBytes) uint32_t words[kTile][kRun + kBlock];
+    const uint32_t* row[kTile];
+    for (int r = 0; r < kTile; ++r) {
+      const int64_t begin = first + std::min(r, rows - 1) * row_stride, early = begin & 3;
+      for (int64_t i = 0; i < early + count; i += kBlock) {
+        philox_block(static_cast<uint64_t>(begin - early + i) / 4, seed,
+                     reinterpret_cast<uint32_t(&)[kBlock]>(words[r][i]));
+      }
+      row[r] = words[r] + early;
+    }
+    for (int64_t i = 0; i < count; i += kTile) {
+      Vec<uint32_t> block[kTile];
+      for (int r = 0; r < kTile; ++r) block[r] = load_bytes<Vec<uint32_t>>(row[r] + i);
+      transpose<kTile, uint32_t>(block);
+      for (int64_t j = i; j < std::min(i + kTile, count); ++j) {
+        const auto* word = reinterpret_cast<const uint32_t*>(&block[j - i]);
+        if (rows == kTile) {
+          run<kTile>(x + j * x_stride, y + j * y_stride, word);
+        } else {
+          T buffer[kTile] = {};
+          copy(x + j * x_stride, 1, buffer, 1, rows);
+          run<kTile>(buffer, buffer, word);
+          copy(buffer, 1, y + j * y_stride, 1, rows);
+        }
+      }
+    }
+  }
+
+ private:
+  static void copy(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t count) {
+    if (from_stride == 1 && to_stride == 1) {
+      std::copy_n(from, count, to);
+    } else {
+      for (int64_t i = 0; i < count; ++i) to[i * to_stride] = from[i * from_stride];
     }
   }
 };
@@ -154,33 +200,79 @@ std::vector<Dim> collapse(const Tensor& x, const Tensor& y) {
   return dims;
 }
 
+// Where element `index` of some dimensions is.
+struct Place {
+  int64_t x = 0, y = 0, logical = 0;
+
+  Place(const std::vector<Dim>& dims, int64_t index) {
+    for (size_t d = dims.size(); d-- > 0; index /= dims[d].size) {
+      const int64_t i = index % dims[d].size;
+      x += i * dims[d].x_stride;
+      y += i * dims[d].y_stride;
+      logical += i * dims[d].logical_stride;
+    }
+  }
+};
+
+int64_t product(const std::vector<Dim>& dims) {
+  int64_t total = 1;
+  for (const Dim& dim : dims) total *= dim.size;
+  return total;
+}
+
+constexpr int64_t kGrain = 16384;
+
+template <typename T>
+void dropout_rows(const T* x, T* y, const std::vector<Dim>& outer, const Dim& inner,
+                  const Dropout<T>& op) {
+  parallel_for(0, product(outer) * inner.size, kGrain, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t column = begin % inner.size;
+      const int64_t count = std::min(inner.size - column, end - begin);
+      const Place place(outer, begin / inner.size);
+      op.row(x + place.x + column * inner.x_stride, y + place.y + column * inner.y_stride,
+             place.logical + column, count, inner.x_stride, inner.y_stride);
+      begin += count;
+    }
+  });
+}
+
+// `dense` is the dimension whose elements lie side by side.
+template <typename T>
+void dropout_tiles(const T* x, T* y, const std::vector<Dim>& outer, const Dim& dense,
+                   const Dim& inner, const Dropout<T>& op) {
+  constexpr int64_t tile = Dropout<T>::kTile, run = Dropout<T>::kRun;
+  const int64_t across = (dense.size + tile - 1) / tile, along = (inner.size + run - 1) / run;
+  const int64_t grain = std::max<int64_t>(1, kGrain / (tile * std::min(run, inner.size)));
+  parallel_for(0, product(outer) * along * across, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const Place place(outer, task / across / along);
+      const int64_t r = task % across * tile, i = task / across % along * run;
+      op.tile(x + place.x + r + i * inner.x_stride, y + place.y + r + i * inner.y_stride,
+              place.logical + r * dense.logical_stride + i, dense.logical_stride,
+              static_cast<int>(std::min(tile, dense.size - r)), std::min(run, inner.size - i),
+              inner.x_stride, inner.y_stride);
+    }
+  });
+}
+
 template <typename T>
 void dropout(const T* x, T* y, std::vector<Dim> dims, const Dropout<T>& op) {
   const Dim inner = dims.back();
   dims.pop_back();
+  const auto dense = std::find_if(dims.begin(), dims.end(), [](const Dim& dim) {
+    return dim.x_stride == 1 && dim.y_stride == 1;
+  });
+  if (dense != dims.end() && 2 * dense->size > Dropout<T>::kTile) {
+    const Dim side_by_side = *dense;
+    dims.erase(dense);
+    dropout_tiles(x, y, dims, side_by_side, inner, op);
+    return;
+  }
   // Rows may be visited in any order: that of the memory they are in is the fastest.
   std::stable_sort(dims.begin(), dims.end(),
                    [](const Dim& a, const Dim& b) { return a.x_stride > b.x_stride; });
-  int64_t total = inner.size;
-  for (const Dim& dim : dims) total *= dim.size;
-  constexpr int64_t grain = 16384;
-  parallel_for(0, total, grain, [&](int64_t begin, int64_t end) {
-    while (begin < end) {
-      const int64_t column = begin % inner.size;
-      const int64_t count = std::min(inner.size - column, end - begin);
-      int64_t index = begin / inner.size, first = column;
-      const T* from = x + column * inner.x_stride;
-      T* to = y + column * inner.y_stride;
-      for (size_t d = dims.size(); d-- > 0; index /= dims[d].size) {
-        const int64_t i = index % dims[d].size;
-        first += i * dims[d].logical_stride;
-        from += i * dims[d].x_stride;
-        to += i * dims[d].y_stride;
-      }
-      op.row(from, to, first, count, inner.x_stride, inner.y_stride);
-      begin += count;
-    }
-  });
+  dropout_rows(x, y, dims, inner, op);
 }
 
 Tensor dropout_cpu(const Tensor& x, const Tensor& seed, double p) {

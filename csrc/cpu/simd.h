@@ -53,6 +53,17 @@ inline V load_bytes(const void* p) {
   return value;
 }
 
+// Asks for what a stream will read soon, which hardware alone does too late where much is computed in
+// between. Any address will do.
+constexpr int64_t kAhead = 4096;
+template <int64_t Bytes>
+inline void prefetch_ahead(const void* p) {
+  const auto address = reinterpret_cast<uintptr_t>(p) + kAhead;
+  for (int64_t i = 0; i < Bytes; i += 64) {
+    __builtin_prefetch(reinterpret_cast<const void*>(address + i));
+  }
+}
+
 template <typename To, typename From>
 inline To bits_as(From from) {
   static_assert(sizeof(To) == sizeof(From));
