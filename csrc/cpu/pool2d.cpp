@@ -100,10 +100,13 @@ Sizes input_size(const char* op, const Sizes& size, const Tensor& g) {
   return size;
 }
 
-RowWindows row_windows(const SlidingWindows& windows) {
-  return {windows.kernel, windows.stride, windows.padding, windows.dilation};
+EvenWindows even_windows(const Grid<SlidingWindows>& grid) {
+  const auto steps = [](const SlidingWindows& windows) -> EvenWindows::Steps {
+    return {windows.kernel, windows.stride, windows.padding, windows.dilation};
+  };
+  return {steps(grid.rows), steps(grid.columns)};
 }
-RowWindows row_windows(const AdaptiveWindows&) { return {}; }
+EvenWindows even_windows(const Grid<AdaptiveWindows>&) { return {}; }
 
 struct Divisor {
   bool count_include_pad = false;
@@ -157,7 +160,7 @@ void pool(const char* name, const Grid<Windows>& grid, const Tensor& source, con
       if constexpr (op == Op::max_adjoint) places = operand(data<J>(argmax), argmax);
       Pool<op, T, J>{std::move(rows),
                      std::move(columns),
-                     row_windows(grid.columns),
+                     even_windows(grid),
                      grid.pitch(),
                      source.size(0),
                      source.size(1),

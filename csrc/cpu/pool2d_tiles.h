@@ -7,7 +7,7 @@
 #include <memory>
 
 #include "cpu/pool2d.h"
-#include "cpu/pool2d_rows.h"
+#include "cpu/pool2d_runs.h"
 #include "cpu/tensor.h"
 
 namespace d2lops {
@@ -120,7 +120,7 @@ struct Pool {
   static constexpr int64_t most_tile_pixels = 64 * tile_pixels;
 
   Axis rows, columns;
-  RowWindows windows;
+  EvenWindows windows;  // strides are 0 if they are not even
   int64_t pitch;
   int64_t images, channels;
   Operand<const T> source;
@@ -132,10 +132,10 @@ struct Pool {
       run_in_place();
     } else if (op == Op::average_adjoint ? has_many_equal_rows() : has_long_runs()) {
       run_by_plane();
-    } else if (has_rows() && windows.stride == 1) {
-      run_by_rows<1>();
-    } else if (has_rows() && windows.stride == 2) {
-      run_by_rows<2>();
+    } else if (has_runs() && windows.across.stride == 1) {
+      run_in_runs<1>();
+    } else if (has_runs() && windows.across.stride == 2) {
+      run_in_runs<2>();
     } else {
       run_in_tiles();
     }
@@ -205,25 +205,21 @@ struct Pool {
     });
   }
 
-  // Whether rows fill vectors, and can be read and written as they are.
-  bool has_rows() const {
+  bool has_runs() const {
     return source.w == 1 && target.w == 1 && (!has_argmax(op) || argmax.w == 1) &&
-           RowPooling<op, T, J, 1, 1>::suits(rows, columns);
+           RunPooling<op, T, J, 1>::suits(rows, columns, windows);
   }
 
   template <int stride>
-  void run_by_rows() const {
-    using Rows = RowPooling<op, T, J, is_adjoint(op) ? 1 : stride, is_adjoint(op) ? stride : 1>;
-    // Bands of rows, where there are few planes.
-    const int64_t down = std::max<int64_t>(ceil_div(height() * images * channels, 32), 8);
-    const int64_t bands = ceil_div(height(), down);
-    const int64_t pixels = down * (width() + static_cast<int64_t>(columns.advance.size()));
+  void run_in_runs() const {
+    const RunPooling<op, T, J, stride> one(rows, columns, windows);
+    const int64_t bands = ceil_div(height(), one.band_rows());
+    const int64_t pixels = one.band_rows() * (width() + int64_t(columns.advance.size()));
     parallel_for(0, images * channels * bands, grain(pixels), [&](int64_t begin, int64_t end) {
-      Rows pooling(rows, columns, windows);
+      auto pooling = one;
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t plane = task / bands, top = task % bands * down;
-        pooling.run(in_place(plane / channels, plane % channels),
-                    {top, std::min(top + down, height())});
+        const int64_t plane = task / bands;
+        pooling.run(in_place(plane / channels, plane % channels), task % bands);
       }
     });
   }
