@@ -122,7 +122,8 @@ inline V load_lanes(const T* p) {
   if constexpr (std::is_integral_v<T> && std::is_integral_v<V>) {
     return *p;
   } else if constexpr (std::is_integral_v<T>) {
-    return __builtin_convertvector((load_bytes<Vec<T, sizeof(V) / sizeof(V{}[0])>>(p)), V);
+    using Element = std::remove_reference_t<decltype(V{}[0])>;
+    return convert<Element>(load_bytes<Vec<T, sizeof(V) / sizeof(Element)>>(p));
   } else if constexpr (std::is_arithmetic_v<V>) {
     return load1<V>(p);
   } else {
@@ -134,7 +135,7 @@ inline void store_lanes(T* p, V value) {
   if constexpr (std::is_integral_v<T> && std::is_integral_v<V>) {
     *p = static_cast<T>(value);
   } else if constexpr (std::is_integral_v<T>) {
-    const auto narrow = __builtin_convertvector(value, Vec<T, sizeof(V) / sizeof(V{}[0])>);
+    const auto narrow = convert<T>(value);
     std::memcpy(p, &narrow, sizeof(narrow));
   } else if constexpr (std::is_arithmetic_v<V>) {
     store1(p, value);

@@ -112,20 +112,13 @@ class RunPooling {
       const std::vector<Run>& taps = taps_[phase];
       A* results = results_.data() + phase * target_plane_;
       const int64_t count = (end - begin) * pitch_;
-      if constexpr (op == Op::max) {
-        switch (taps.size()) {
-          case 4:
-            maxima<4>(results, count);
-            break;
-          case 9:
-            maxima<9>(results, count);
-            break;
-          default:
-            maxima<0>(results, count);
+      for_count(taps.size(), [&](auto known) {
+        if constexpr (op == Op::max) {
+          maxima<known>(results, count);
+        } else {
+          sums<known>(taps, results, count);
         }
-      } else {
-        sums(taps, results, count);
-      }
+      });
     }
     for (int64_t row = begin * target_phases_; row < std::min(end * target_phases_, target_rows);
          ++row) {
@@ -252,44 +245,73 @@ class RunPooling {
     for (int64_t c = 0; c < source_columns_; c += lanes) {
       const int count = static_cast<int>(std::min<int64_t>(lanes, source_columns_ - c));
       const auto taps = load_first_bytes<Bytes>(from + c, count * int(sizeof(J)));
-      store(to + c, __builtin_convertvector(taps, I));
+      store(to + c, convert<N>(taps));
     }
   }
 
-  // `Count` is the number of taps, if it is known.
+  // Calls f with the number of taps as a constant if it is a usual one, or 0.
+  template <typename F>
+  static void for_count(size_t taps, F&& f) {
+    switch (taps) {
+      case 1:
+        return f(std::integral_constant<int, 1>{});
+      case 2:
+        return f(std::integral_constant<int, 2>{});
+      case 4:
+        return f(std::integral_constant<int, 4>{});
+      case 9:
+        return f(std::integral_constant<int, 9>{});
+      default:
+        return f(std::integral_constant<int, 0>{});
+    }
+  }
+
+  // Where in `memory` tap t of each target of a run is.
+  template <int Count, typename E>
+  struct Runs {
+    const E* memory;
+    const std::vector<Run>& taps;
+    const E* begin[Count + 1];
+
+    Runs(const std::vector<E>& memory, const std::vector<Run>& taps)
+        : memory(memory.data()), taps(taps) {
+      for (int t = 0; t < Count; ++t) begin[t] = memory.data() + taps[t].source;
+    }
+    int count() const { return Count == 0 ? static_cast<int>(taps.size()) : Count; }
+    Vec<E> operator()(int t, int64_t i) const {
+      return load<E>((Count == 0 ? memory + taps[t].source : begin[t]) + i);
+    }
+  };
+
   template <int Count>
   void maxima(A* results, int64_t count) {
-    const std::vector<Run>& taps = taps_[0];
-    const int all = Count == 0 ? static_cast<int>(taps.size()) : Count;
-    const A* from[Count == 0 ? 1 : Count];
-    for (int t = 0; t < Count; ++t) from[t] = staged_.data() + taps[t].source;
-    const auto value = [&](int t, int64_t i) {
-      return load<A>((Count == 0 ? staged_.data() + taps[t].source : from[t]) + i);
-    };
+    const Runs<Count, A> value(staged_, taps_[0]);
     for (int64_t i = 0; i < count; i += lanes) {
       V largest = value(0, i), sum = largest;
 #pragma GCC unroll 9
-      for (int t = 1; t < all; ++t) {
+      for (int t = 1; t < value.count(); ++t) {
         const V x = value(t, i);
         largest = x > largest ? x : largest;
         sum += x;
       }
       I where{};
 #pragma GCC unroll 9
-      for (int t = all; t-- > 0;) where = value(t, i) == largest ? I{} + t : where;
+      for (int t = value.count(); t-- > 0;) where = value(t, i) == largest ? I{} + t : where;
       store(results + i, sum == sum ? largest : sum);
       store(argmax_.data() + i, where);
     }
   }
 
+  template <int Count>
   void sums(const std::vector<Run>& taps, A* results, int64_t count) const {
+    const Runs<Count, A> value(staged_, taps);
+    const Runs<op == Op::max_adjoint ? Count : 0, N> argmax(argmax_, taps);
     for (int64_t i = 0; i < count; i += lanes) {
       V total{};
-      for (const Run& tap : taps) {
-        V x = load<A>(staged_.data() + tap.source + i);
-        if constexpr (op == Op::max_adjoint) {
-          x = load_bytes<I>(argmax_.data() + tap.source + i) == tap.tap ? x : V{};
-        }
+#pragma GCC unroll 9
+      for (int t = 0; t < value.count(); ++t) {
+        V x = value(t, i);
+        if constexpr (op == Op::max_adjoint) x = argmax(t, i) == taps[t].tap ? x : V{};
         total += x;
       }
       store(results + i, total);
@@ -318,8 +340,7 @@ class RunPooling {
       if constexpr (op == Op::max) {
         const auto where = load_bytes<I>(argmax_.data() + at + c);
         const int count = static_cast<int>(std::min<int64_t>(lanes, left));
-        store_first_bytes(plane.argmax.at(row, c), __builtin_convertvector(where, Bytes),
-                          count * int(sizeof(J)));
+        store_first_bytes(plane.argmax.at(row, c), convert<J>(where), count * int(sizeof(J)));
         const I valid = lane_numbers() < static_cast<N>(count);
         if (any(~(result > fill) & valid)) {
           for (int l = 0; l < count; ++l) plane.template pixel<A>(row, c + l, 1);

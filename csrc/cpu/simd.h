@@ -72,6 +72,28 @@ inline To bits_as(From from) {
   return to;
 }
 
+// Integers of another size. Compilers take conversions to pieces unless the size changes by a factor
+// of 2.
+template <int Bytes>
+using Integer = std::conditional_t<
+    Bytes == 8, int64_t,
+    std::conditional_t<Bytes == 4, int32_t, std::conditional_t<Bytes == 2, int16_t, int8_t>>>;
+
+template <typename To, typename V>
+inline auto convert(V from) {
+  using From = std::remove_reference_t<decltype(from[0])>;
+  constexpr int lanes = sizeof(V) / sizeof(From);
+  if constexpr (sizeof(To) > 2 * sizeof(From)) {
+    using Twice = Integer<2 * sizeof(From)>;
+    using Next = std::conditional_t<std::is_signed_v<From>, Twice, std::make_unsigned_t<Twice>>;
+    return convert<To>(__builtin_convertvector(from, Vec<Next, lanes>));
+  } else if constexpr (2 * sizeof(To) < sizeof(From)) {
+    return convert<To>(__builtin_convertvector(from, Vec<Integer<sizeof(From) / 2>, lanes>));
+  } else {
+    return __builtin_convertvector(from, Vec<To, lanes>);
+  }
+}
+
 // Conversions between the bits of a 16-bit number, zero-extended to 32, and a float. U is uint32_t
 // and F is float, or both are vectors.
 
