@@ -13,7 +13,7 @@
 #if defined(__CUDACC__)
 #  define D2LOPS_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#  define D2LOPS_HOST_DEVICE inline
+#  define D2LOPS_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
 namespace d2lops {
@@ -39,16 +39,22 @@ struct PhiloxWords {
 // Words for the 64-bit counter (low, high): the upper half of Philox's 128 bits stays zero.
 template <typename Word>
 D2LOPS_HOST_DEVICE PhiloxWords<Word> philox(Word low, Word high, uint64_t seed) {
-  PhiloxWords<Word> c{{low, high, low ^ low, low ^ low}};
   uint32_t key0 = static_cast<uint32_t>(seed);
   uint32_t key1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
+  PhiloxWords<Word> c;
+  {  // the first round, of a counter whose words 2 and 3 are zero
+    Word high0, low0;
+    WideMultiply<Word>::run(low, 0xD2511F53u, high0, low0);
+    c = {{high ^ key0, low ^ low, high0 ^ key1, low0}};
+  }
+#pragma GCC unroll 9
+  for (int round = 1; round < 10; ++round) {
+    key0 += 0x9E3779B9u;  // the golden ratio
+    key1 += 0xBB67AE85u;  // sqrt(3) - 1
     Word high0, low0, high2, low2;
     WideMultiply<Word>::run(c.word[0], 0xD2511F53u, high0, low0);
     WideMultiply<Word>::run(c.word[2], 0xCD9E8D57u, high2, low2);
     c = {{high2 ^ c.word[1] ^ key0, low2, high0 ^ c.word[3] ^ key1, low0}};
-    key0 += 0x9E3779B9u;  // the golden ratio
-    key1 += 0xBB67AE85u;  // sqrt(3) - 1
   }
   return c;
 }

@@ -94,6 +94,14 @@ Sizes input_size(const char* op, const Tensor& g, int64_t height, int64_t width)
   return {g.size(0), g.size(1), height, width};
 }
 
+EvenWindows even_windows(const Grid<SlidingWindows>& grid) {
+  const auto steps = [](const SlidingWindows& windows) -> EvenWindows::Steps {
+    return {windows.kernel, windows.stride, windows.padding, windows.dilation};
+  };
+  return {steps(grid.rows), steps(grid.columns)};
+}
+EvenWindows even_windows(const Grid<AdaptiveWindows>&) { return {}; }
+
 struct Divisor {
   bool count_include_pad = false;
   std::optional<int64_t> override;
@@ -124,15 +132,15 @@ void set_extents(Axis& axis, const Windows& windows, std::optional<int64_t> divi
   }
 }
 
-// `argmax` is for max alone.
+// `argmax` is for max and its adjoint alone.
 template <Op op, typename Windows>
 void pool(const char* name, const Grid<Windows>& grid, const Tensor& source, const Tensor& target,
           const Tensor& argmax, Divisor divisor = {}) {
   if (target.numel() == 0) return;
-  constexpr bool adjoint = op == Op::average_adjoint;
+  constexpr bool adjoint = is_adjoint(op);
   Axis rows = adjoint ? adjoint_axis(grid.rows) : forward_axis(grid.rows);
   Axis columns = adjoint ? adjoint_axis(grid.columns) : forward_axis(grid.columns);
-  if constexpr (op != Op::max) {
+  if constexpr (!has_argmax(op)) {
     const auto across = divisor.override ? std::optional<int64_t>(1) : std::nullopt;
     set_extents(rows, grid.rows, divisor.override, divisor.count_include_pad, adjoint);
     set_extents(columns, grid.columns, across, divisor.count_include_pad, adjoint);
@@ -140,11 +148,13 @@ void pool(const char* name, const Grid<Windows>& grid, const Tensor& source, con
   dispatch_dtype(name, source, [&](auto zero) {
     using T = decltype(zero);
     const auto run = [&](auto index) {
-      using J = decltype(index);
+      using J = std::conditional_t<is_adjoint(op), const decltype(index), decltype(index)>;
       Operand<J> places{};
       if constexpr (op == Op::max) places = operand(mutable_data<J>(argmax), argmax);
+      if constexpr (op == Op::max_adjoint) places = operand(data<J>(argmax), argmax);
       Pool<op, T, J>{std::move(rows),
                      std::move(columns),
+                     even_windows(grid),
                      grid.pitch(),
                      source.size(0),
                      source.size(1),
@@ -153,7 +163,7 @@ void pool(const char* name, const Grid<Windows>& grid, const Tensor& source, con
                      places}
           .run();
     };
-    if constexpr (op == Op::max) {
+    if constexpr (has_argmax(op)) {
       argmax.scalar_type() == ScalarType::Byte ? run(uint8_t{}) : run(int32_t{});
     } else {
       run(uint8_t{});
@@ -223,6 +233,11 @@ Tensor max_scatter(const char* op, const Tensor& g, const Tensor& argmax, const 
                    const Grid<Windows>& grid) {
   Tensor x = empty(size, g.scalar_type(), is_channels_last(g));
   if (x.numel() == 0) return x;
+  // Comparing costs each window all of its taps, over all lanes; scattering costs it one number.
+  if (grid.taps() <= 2 * kLanes<float>) {
+    pool<Op::max_adjoint>(op, grid, g, x, argmax);
+    return x;
+  }
   argmax_map(op, grid, g, argmax, [&](auto zero, const auto& map) {
     using T = decltype(zero);
     map.scatter(operand(data<T>(g), g), operand(mutable_data<T>(x), x));

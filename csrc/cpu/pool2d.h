@@ -5,6 +5,7 @@
 //   max              y[o] = max x[i],  argmax[o] = the tap of i in o  (first of equals, last NaN)
 //   average          y[o] = (sum of x[i]) / extent[o]
 //   average_adjoint  x[i] = sum of g[o] / extent[o]
+//   max_adjoint      x[i] = sum of g[o] where argmax[o] is the tap of i in o
 #pragma once
 
 #include <algorithm>
@@ -17,7 +18,10 @@
 
 namespace d2lops {
 
-enum class Op { max, average, average_adjoint };
+enum class Op { max, average, average_adjoint, max_adjoint };
+
+constexpr bool is_adjoint(Op op) { return op == Op::average_adjoint || op == Op::max_adjoint; }
+constexpr bool has_argmax(Op op) { return op == Op::max || op == Op::max_adjoint; }
 
 struct Range {
   int64_t begin, end;
@@ -118,7 +122,8 @@ inline V load_lanes(const T* p) {
   if constexpr (std::is_integral_v<T> && std::is_integral_v<V>) {
     return *p;
   } else if constexpr (std::is_integral_v<T>) {
-    return __builtin_convertvector((load_bytes<Vec<T, sizeof(V) / sizeof(V{}[0])>>(p)), V);
+    using Element = std::remove_reference_t<decltype(V{}[0])>;
+    return convert<Element>(load_bytes<Vec<T, sizeof(V) / sizeof(Element)>>(p));
   } else if constexpr (std::is_arithmetic_v<V>) {
     return load1<V>(p);
   } else {
@@ -130,7 +135,7 @@ inline void store_lanes(T* p, V value) {
   if constexpr (std::is_integral_v<T> && std::is_integral_v<V>) {
     *p = static_cast<T>(value);
   } else if constexpr (std::is_integral_v<T>) {
-    const auto narrow = __builtin_convertvector(value, Vec<T, sizeof(V) / sizeof(V{}[0])>);
+    const auto narrow = convert<T>(value);
     std::memcpy(p, &narrow, sizeof(narrow));
   } else if constexpr (std::is_arithmetic_v<V>) {
     store1(p, value);
@@ -154,7 +159,7 @@ struct Pooling {
   int64_t pitch;
   Image<const S> source;
   Image<S> target;
-  Image<K> argmax;
+  Image<K> argmax;  // of outputs, whether these are targets or sources
 
   // A part of the targets, the lanes of V being channels.
   template <typename V>
@@ -181,6 +186,17 @@ struct Pooling {
   bool one_run(const Axis::Target& column) const {
     return rows.step == 1 && source.column == 1 && column.count == source.row &&
            (op == Op::average || column.count == pitch);
+  }
+
+  // The last vector of a pixel overlaps the one before it, where the channels are no multiple.
+  template <typename V>
+  void pixel(int64_t h, int64_t w, int64_t channels) const {
+    constexpr int64_t lanes = sizeof(V) / sizeof(A);
+    constexpr int many = std::is_arithmetic_v<V> ? 1 : 4;
+    int64_t c = 0;
+    for (; c + many * lanes <= channels; c += many * lanes) vectors<V, many>(h, w, c);
+    for (; c + lanes <= channels; c += lanes) vectors<V, 1>(h, w, c);
+    if (c < channels) vectors<V, 1>(h, w, channels - lanes);
   }
 
  private:
@@ -287,17 +303,6 @@ struct Pooling {
     finish(row, column, h, w, 0, merged<lanes>(state));
   }
 
-  // The last vector of a pixel overlaps the one before it, where the channels are no multiple.
-  template <typename V>
-  void pixel(int64_t h, int64_t w, int64_t channels) const {
-    constexpr int64_t lanes = sizeof(V) / sizeof(A);
-    constexpr int many = std::is_arithmetic_v<V> ? 1 : 4;
-    int64_t c = 0;
-    for (; c + many * lanes <= channels; c += many * lanes) vectors<V, many>(h, w, c);
-    for (; c + lanes <= channels; c += lanes) vectors<V, 1>(h, w, c);
-    if (c < channels) vectors<V, 1>(h, w, channels - lanes);
-  }
-
   // Channels c ... c + B * (lanes of V) - 1 of target pixel (h, w).
   template <typename V, int B>
   void vectors(int64_t h, int64_t w, int64_t c) const {
@@ -311,7 +316,7 @@ struct Pooling {
       for (int64_t j = 0, sw = column.first; j < column.count; ++j, sw += columns.step) {
         const S* from = source.at(sh, sw) + c;
         Index<V> here{};
-        if constexpr (op == Op::max) {
+        if constexpr (has_argmax(op)) {
           const int64_t number = tap(rows, row, sh) * pitch + tap(columns, column, sw);
           here += static_cast<Index<A>>(number);
         }
@@ -319,6 +324,10 @@ struct Pooling {
           V x = load_lanes<V>(from + b * lanes);
           if constexpr (op == Op::average_adjoint) {
             if (varies) x /= static_cast<A>(rows.extent[sh] * columns.extent[sw]);
+          }
+          if constexpr (op == Op::max_adjoint) {
+            const auto picked = load_lanes<Index<V>>(argmax.at(sh, sw) + c + b * lanes);
+            x = picked == here ? x : V{};
           }
           states[b].take(x, here);
         }
@@ -331,7 +340,7 @@ struct Pooling {
   void finish(const Axis::Target& row, const Axis::Target& column, int64_t h, int64_t w, int64_t c,
               const State<V>& state) const {
     V total = state.total;
-    if constexpr (op != Op::max) {
+    if constexpr (!has_argmax(op)) {
       const double extent = row.extent * column.extent;
       if (extent != 0) total /= static_cast<A>(extent);
     }

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "cpu/pool2d.h"
+#include "cpu/pool2d_runs.h"
 #include "cpu/tensor.h"
 
 namespace d2lops {
@@ -119,6 +120,7 @@ struct Pool {
   static constexpr int64_t most_tile_pixels = 64 * tile_pixels;
 
   Axis rows, columns;
+  EvenWindows windows;  // strides are 0 if they are not even
   int64_t pitch;
   int64_t images, channels;
   Operand<const T> source;
@@ -126,10 +128,14 @@ struct Pool {
   Operand<J> argmax;
 
   void run() const {
-    if (source.c == 1 && target.c == 1 && (op != Op::max || argmax.c == 1) && channels >= lanes) {
+    if (source.c == 1 && target.c == 1 && (!has_argmax(op) || argmax.c == 1) && channels >= lanes) {
       run_in_place();
     } else if (op == Op::average_adjoint ? has_many_equal_rows() : has_long_runs()) {
       run_by_plane();
+    } else if (has_runs() && windows.across.stride == 1) {
+      run_in_runs<1>();
+    } else if (has_runs() && windows.across.stride == 2) {
+      run_in_runs<2>();
     } else {
       run_in_tiles();
     }
@@ -166,7 +172,7 @@ struct Pool {
   // Whether every window has enough neighbours in memory to make up for merging lanes.
   bool has_long_runs() const {
     constexpr int64_t enough = op == Op::max ? 8 * lanes : lanes;
-    if (source.w != 1 || columns.step != 1) return false;
+    if (op == Op::max_adjoint || source.w != 1 || columns.step != 1) return false;
     const auto pooling = in_place(0, 0);
     for (const Axis::Target& column : columns.targets) {
       if (column.count >= enough) continue;
@@ -195,6 +201,25 @@ struct Pool {
           pooling.run_along_rows({0, height()}, {0, width()});
         }
         if (++channel == channels) ++image, channel = 0;
+      }
+    });
+  }
+
+  bool has_runs() const {
+    return source.w == 1 && target.w == 1 && (!has_argmax(op) || argmax.w == 1) &&
+           RunPooling<op, T, J, 1>::suits(rows, columns, windows);
+  }
+
+  template <int stride>
+  void run_in_runs() const {
+    const RunPooling<op, T, J, stride> one(rows, columns, windows);
+    const int64_t bands = ceil_div(height(), one.band_rows());
+    const int64_t pixels = one.band_rows() * (width() + int64_t(columns.advance.size()));
+    parallel_for(0, images * channels * bands, grain(pixels), [&](int64_t begin, int64_t end) {
+      auto pooling = one;
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t plane = task / bands;
+        pooling.run(in_place(plane / channels, plane % channels), task % bands);
       }
     });
   }
@@ -250,6 +275,10 @@ struct Pool {
     pooling.target = tiles.target.reset(h, w);
     tiles.source.read(source, source_planes);
     if constexpr (op == Op::max) pooling.argmax = tiles.argmax.reset(h, w);
+    if constexpr (op == Op::max_adjoint) {
+      pooling.argmax = tiles.argmax.reset(sh, sw);
+      tiles.argmax.read(argmax, argmax_planes);
+    }
     pooling.template run<Vec<A>>(h, w, lanes);
     tiles.target.write(target, target_planes, count);
     if constexpr (op == Op::max) tiles.argmax.write(argmax, argmax_planes, count);

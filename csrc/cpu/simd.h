@@ -53,12 +53,45 @@ inline V load_bytes(const void* p) {
   return value;
 }
 
+// Asks for what a stream will read soon, which hardware alone does too late where much is computed in
+// between. Any address will do.
+constexpr int64_t kAhead = 4096;
+template <int64_t Bytes>
+inline void prefetch_ahead(const void* p) {
+  const auto address = reinterpret_cast<uintptr_t>(p) + kAhead;
+  for (int64_t i = 0; i < Bytes; i += 64) {
+    __builtin_prefetch(reinterpret_cast<const void*>(address + i));
+  }
+}
+
 template <typename To, typename From>
 inline To bits_as(From from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
   std::memcpy(&to, &from, sizeof(to));
   return to;
+}
+
+// Integers of another size. Compilers take conversions to pieces unless the size changes by a factor
+// of 2.
+template <int Bytes>
+using Integer = std::conditional_t<
+    Bytes == 8, int64_t,
+    std::conditional_t<Bytes == 4, int32_t, std::conditional_t<Bytes == 2, int16_t, int8_t>>>;
+
+template <typename To, typename V>
+inline auto convert(V from) {
+  using From = std::remove_reference_t<decltype(from[0])>;
+  constexpr int lanes = sizeof(V) / sizeof(From);
+  if constexpr (sizeof(To) > 2 * sizeof(From)) {
+    using Twice = Integer<2 * sizeof(From)>;
+    using Next = std::conditional_t<std::is_signed_v<From>, Twice, std::make_unsigned_t<Twice>>;
+    return convert<To>(__builtin_convertvector(from, Vec<Next, lanes>));
+  } else if constexpr (2 * sizeof(To) < sizeof(From)) {
+    return convert<To>(__builtin_convertvector(from, Vec<Integer<sizeof(From) / 2>, lanes>));
+  } else {
+    return __builtin_convertvector(from, Vec<To, lanes>);
+  }
 }
 
 // Conversions between the bits of a 16-bit number, zero-extended to 32, and a float. U is uint32_t
@@ -166,22 +199,60 @@ inline void store(T* p, V value) {
   }
 }
 
-// The first n < kLanes<A> numbers; the other lanes are zero, and nothing beyond is touched.
+// The first n <= 64 bytes of a vector; the other ones are zero, and nothing beyond is touched.
+
+template <typename V>
+inline V load_first_bytes(const void* p, int n) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  const uint64_t mask = _bzhi_u64(~uint64_t{0}, n);
+  if constexpr (sizeof(V) == 64) {
+    return (V)_mm512_maskz_loadu_epi8(mask, p);
+  } else if constexpr (sizeof(V) == 32) {
+    return (V)_mm256_maskz_loadu_epi8(static_cast<__mmask32>(mask), p);
+  } else {
+    const __m128i bytes = _mm_maskz_loadu_epi8(static_cast<__mmask16>(mask), p);
+    return load_bytes<V>(&bytes);
+  }
+#else
+  V value{};
+  std::memcpy(&value, p, n);
+  return value;
+#endif
+}
+
+template <typename V>
+inline void store_first_bytes(void* p, V value, int n) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  const uint64_t mask = _bzhi_u64(~uint64_t{0}, n);
+  if constexpr (sizeof(V) == 64) {
+    _mm512_mask_storeu_epi8(p, mask, (__m512i)value);
+  } else if constexpr (sizeof(V) == 32) {
+    _mm256_mask_storeu_epi8(p, static_cast<__mmask32>(mask), (__m256i)value);
+  } else {
+    __m128i bytes{};
+    std::memcpy(&bytes, &value, sizeof(V));
+    _mm_mask_storeu_epi8(p, static_cast<__mmask16>(mask), bytes);
+  }
+#else
+  std::memcpy(p, &value, n);
+#endif
+}
+
+// The first n < kLanes<A> numbers, likewise.
 
 template <typename A, typename T>
 inline Vec<A> load_first(const T* p, int n) {
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>) return _mm512_maskz_loadu_ps((1u << n) - 1, p);
-  if constexpr (std::is_same_v<T, double>) return _mm512_maskz_loadu_pd((1u << n) - 1, p);
-#elif defined(__AVX2__)
+#if defined(__AVX2__) && !defined(__AVX512F__)
   // A mask is a window on -1 ... -1 0 ... 0 that lets n lanes through.
   alignas(32) static constexpr int32_t ones[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
   const auto mask = [](int count) { return load_bytes<__m256i>(ones + 8 - count); };
   if constexpr (std::is_same_v<T, float>) return _mm256_maskload_ps(p, mask(n));
   if constexpr (std::is_same_v<T, double>) return _mm256_maskload_pd(p, mask(2 * n));
 #endif
-  T buffer[kLanes<A>] = {};
-  std::memcpy(buffer, p, n * sizeof(T));
+  using Memory = std::conditional_t<std::is_arithmetic_v<T>, T, uint16_t>;
+  T buffer[kLanes<A>];
+  const auto memory = load_first_bytes<Vec<Memory, kLanes<A>>>(p, n * int(sizeof(T)));
+  std::memcpy(buffer, &memory, sizeof(buffer));
   return load<A>(buffer);
 }
 
@@ -191,9 +262,26 @@ inline void store_first(T* p, V value, int n) {
   if constexpr (std::is_same_v<T, float>) return _mm512_mask_storeu_ps(p, (1u << n) - 1, value);
   if constexpr (std::is_same_v<T, double>) return _mm512_mask_storeu_pd(p, (1u << n) - 1, value);
 #endif
+  using Memory = std::conditional_t<std::is_arithmetic_v<T>, T, uint16_t>;
   T buffer[kLanes<Accumulator<T>>];
   store(buffer, value);
-  std::memcpy(p, buffer, n * sizeof(T));
+  store_first_bytes(p, load_bytes<Vec<Memory, kLanes<Accumulator<T>>>>(buffer),
+                    n * int(sizeof(T)));
+}
+
+// Whether any lane of a comparison holds.
+template <typename M>
+inline bool any(M mask) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(M) == 64) {
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+  }
+#endif
+  uint64_t halves[sizeof(M) / 8];
+  std::memcpy(halves, &mask, sizeof(M));
+  uint64_t all = 0;
+  for (uint64_t half : halves) all |= half;
+  return all != 0;
 }
 
 template <typename T>
@@ -223,6 +311,11 @@ inline A horizontal_sum(Vec<A> v) {
 template <typename V, int... I>
 inline V even_lanes(V a, V b, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(a, b, (2 * I)...);
+}
+
+template <typename V, int... I>
+inline V odd_lanes(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (2 * I + 1)...);
 }
 
 template <typename A, int Stride, typename T>

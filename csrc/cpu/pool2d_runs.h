@@ -1,0 +1,353 @@
+// Pooling of planes (N, C, H, W) by windows that are evenly spaced, 1 or 2 columns apart: the lanes of
+// a vector are neighbouring targets, and each tap of all windows is one run of memory.
+//
+// A band of source rows is staged in the first cache: widened to the accumulator type, padded, and
+// split by phase, i.e. by row and column modulo the stride. Then the sources of a tap follow each
+// other as targets do, row after row, and edges and short rows are no special case: the run goes
+// over them, and what falls between two rows is not kept. The adjoints exchange the roles: sources
+// have one phase, and each phase of the targets has taps of its own. At last, the targets' phases
+// are interleaved again, divided, rounded, and stored row by row.
+//
+// The maximum is taken first; then the tap that equals it is looked for, from the last to the first:
+// one comparison and one selection a tap. Windows with a NaN (a sum is NaN if one of its terms is) or
+// with nothing above -inf, which padding is as well, are left to Pooling, one by one.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "common/window.h"
+#include "cpu/pool2d.h"
+#include "cpu/simd.h"
+
+namespace d2lops {
+
+// Both axes of windows that begin at -padding, stride - padding, 2 stride - padding, ...
+struct EvenWindows {
+  struct Steps {
+    int64_t taps, stride, padding, dilation;
+  };
+  Steps down, across;
+};
+
+// `Stride` is that of the columns.
+template <Op op, typename T, typename J, int Stride>
+class RunPooling {
+  using A = Accumulator<T>;
+  using V = Vec<A>;
+  using I = Index<V>;
+  using N = Index<A>;
+  using Bytes = Vec<std::remove_const_t<J>, kLanes<A>>;
+  static constexpr int lanes = kLanes<A>;
+  static constexpr int source_stride = is_adjoint(op) ? 1 : Stride;
+  static constexpr int target_stride = is_adjoint(op) ? Stride : 1;
+  static constexpr A fill = op == Op::max ? -std::numeric_limits<A>::infinity() : A{0};
+
+ public:
+  RunPooling(const Axis& rows, const Axis& columns, const EvenWindows& windows)
+      : rows_(rows),
+        columns_(columns),
+        windows_(windows),
+        source_rows_(rows.advance.size()),
+        source_columns_(columns.advance.size()),
+        target_columns_(columns.targets.size()),
+        source_phases_(is_adjoint(op) ? 1 : windows.down.stride),
+        target_phases_(is_adjoint(op) ? windows.down.stride : 1) {
+    const Offsets down = offsets(windows.down), across = offsets(windows.across);
+    top_ = down.before;
+    span_ = down.before + down.after;
+    left_ = across.before;
+    pitch_ = left_ + std::max(ceil_div(target_columns_, target_stride) + across.after,
+                              ceil_div(source_columns_, source_stride) +
+                                  (is_adjoint(op) ? 0 : ceil_div(windows.across.padding, Stride)));
+    constexpr int64_t room = 24 * 1024 / sizeof(A);
+    const int64_t phases = std::max(source_phases_, target_phases_) * Stride;
+    band_ = std::max({room / (phases * pitch_) - span_, span_, int64_t{1}});
+    band_ = std::min(band_, ceil_div(static_cast<int64_t>(rows.targets.size()), target_phases_));
+    slack_ = 2 * lanes + pitch_;
+    source_plane_ = (band_ + span_) * pitch_ + slack_;
+    target_plane_ = band_ * pitch_ + slack_;
+    staged_.assign(source_phases_ * source_stride * source_plane_, fill);
+    results_.resize(target_phases_ * target_stride * target_plane_);
+    if constexpr (op == Op::max_adjoint) argmax_.assign(source_plane_, -1);
+    if constexpr (op == Op::max) argmax_.resize(target_plane_);
+    if constexpr (op == Op::average) {
+      for (const Axis::Target& column : columns.targets) extents_.push_back(A(column.extent));
+    }
+    if constexpr (op == Op::average_adjoint) {
+      for (double extent : columns.extent) extents_.push_back(A(extent));
+    }
+    extents_.resize(extents_.size() + lanes, 1);
+
+    taps_.resize(target_phases_ * target_stride);
+    used_.resize(source_phases_);
+    for (const Tap& row : down.taps) {
+      used_[row.source_phase] = true;
+      for (const Tap& column : across.taps) {
+        taps_[row.target_phase * target_stride + column.target_phase].push_back(
+            {(row.source_phase * source_stride + column.source_phase) * source_plane_ +
+                 (row.offset + top_) * pitch_ + column.offset + left_,
+             static_cast<N>(row.number * windows.across.taps + column.number)});
+      }
+    }
+  }
+
+  // Bands of targets, and the rows of a band.
+  int64_t band_rows() const { return band_ * target_phases_; }
+
+  static bool suits(const Axis& rows, const Axis& columns, const EvenWindows& windows) {
+    constexpr int64_t room = 256 * 1024 / sizeof(A);
+    const int64_t reach = (windows.down.taps - 1) * windows.down.dilation + windows.down.stride;
+    return rows.targets.size() > 0 &&
+           reach * (static_cast<int64_t>(columns.advance.size()) + lanes) <= room;
+  }
+
+  void run(const Pooling<op, T, J>& plane, int64_t band) {
+    const int64_t begin = band * band_;
+    const int64_t target_rows = rows_.targets.size();
+    const int64_t end = std::min(begin + band_, ceil_div(target_rows, target_phases_));
+    stage(plane, begin - top_, end - begin + span_);
+    for (size_t phase = 0; phase < taps_.size(); ++phase) {
+      const std::vector<Run>& taps = taps_[phase];
+      A* results = results_.data() + phase * target_plane_;
+      const int64_t count = (end - begin) * pitch_;
+      for_count(taps.size(), [&](auto known) {
+        if constexpr (op == Op::max) {
+          maxima<known>(results, count);
+        } else {
+          sums<known>(taps, results, count);
+        }
+      });
+    }
+    for (int64_t row = begin * target_phases_; row < std::min(end * target_phases_, target_rows);
+         ++row) {
+      finish(plane, row, begin);
+    }
+  }
+
+ private:
+  // Along one axis: target j of its phase sees source j + offset of its phase.
+  struct Tap {
+    int64_t target_phase, source_phase, offset, number;
+  };
+  struct Offsets {
+    std::vector<Tap> taps;
+    int64_t before = 0, after = 0;
+  };
+
+  static Offsets offsets(const EvenWindows::Steps& steps) {
+    Offsets all;
+    for (int64_t tap = 0; tap < steps.taps; ++tap) {
+      if constexpr (is_adjoint(op)) {
+        for (int64_t phase = 0; phase < steps.stride; ++phase) {
+          const int64_t place = phase + steps.padding - tap * steps.dilation;
+          if (place % steps.stride == 0) all.taps.push_back({phase, 0, place / steps.stride, tap});
+        }
+      } else {  // sources are counted from where the padding begins
+        const int64_t place = tap * steps.dilation;
+        all.taps.push_back({0, place % steps.stride, place / steps.stride, tap});
+      }
+    }
+    for (const Tap& tap : all.taps) {
+      all.before = std::max(all.before, -tap.offset);
+      all.after = std::max(all.after, tap.offset);
+    }
+    return all;
+  }
+
+  // A tap of the window, for the target at the beginning of a run.
+  struct Run {
+    int64_t source;
+    N tap;
+  };
+
+  const Axis &rows_, &columns_;
+  const EvenWindows windows_;
+  const int64_t source_rows_, source_columns_, target_columns_;
+  const int64_t source_phases_, target_phases_;  // of the rows
+  int64_t top_, span_, left_, pitch_, band_, slack_, source_plane_, target_plane_;
+  std::vector<A> staged_, results_, extents_;
+  std::vector<N> argmax_;
+  std::vector<std::vector<Run>> taps_;  // of each target phase
+  std::vector<char> used_;
+
+  static I lane_numbers() {
+    I lane;
+    for (int l = 0; l < lanes; ++l) lane[l] = l;
+    return lane;
+  }
+
+  // Up to a vector; lanes beyond what is left are filled.
+  static V load_rest(const T* p, int64_t left) {
+    if (left >= lanes) return load<A>(p);
+    const V filled = broadcast(fill);
+    if (left <= 0) return filled;
+    return lane_numbers() < static_cast<N>(left) ? load_first<A>(p, static_cast<int>(left))
+                                                 : filled;
+  }
+  static void store_rest(T* p, V value, int64_t left) {
+    if (left >= lanes) {
+      store(p, value);
+    } else if (left > 0) {
+      store_first(p, value, static_cast<int>(left));
+    }
+  }
+
+  // `count` rows of each phase from `first` on.
+  void stage(const Pooling<op, T, J>& plane, int64_t first, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t phase = 0; phase < source_phases_; ++phase) {
+        if (!used_[phase]) continue;
+        const int64_t row = (first + i) * source_phases_ + phase -
+                            (is_adjoint(op) ? 0 : windows_.down.padding);
+        A* to = staged_.data() + phase * source_stride * source_plane_ + i * pitch_;
+        if (row >= 0 && row < source_rows_) {
+          stage_row(plane, row, to);
+          if constexpr (op == Op::max_adjoint) stage_argmax(plane, row, i);
+        } else {
+          for (int p = 0; p < source_stride; ++p) std::fill_n(to + p * source_plane_, pitch_, fill);
+        }
+      }
+    }
+  }
+
+  void stage_row(const Pooling<op, T, J>& plane, int64_t row, A* to) {
+    const T* from = plane.source.at(row, 0);
+    const int64_t padding = is_adjoint(op) ? left_ : windows_.across.padding;
+    if constexpr (source_stride == 1) {
+      to += padding;
+      for (int64_t i = 0; i < source_columns_; i += lanes) {
+        prefetch_ahead<lanes * sizeof(T)>(from + i);
+        V x = load_rest(from + i, source_columns_ - i);
+        if constexpr (op == Op::average_adjoint) {
+          x /= static_cast<A>(rows_.extent[row]) * load<A>(extents_.data() + i);
+        }
+        store(to + i, x);
+      }
+    } else {
+      constexpr auto all = std::make_integer_sequence<int, lanes>{};
+      A* even = to + padding % 2 * source_plane_ + padding / 2;
+      A* odd = to + (padding + 1) % 2 * source_plane_ + (padding + 1) / 2;
+      for (int64_t i = 0; i < source_columns_; i += 2 * lanes) {
+        prefetch_ahead<2 * lanes * sizeof(T)>(from + i);
+        const V a = load_rest(from + i, source_columns_ - i);
+        const V b = load_rest(from + i + lanes, source_columns_ - i - lanes);
+        store(even + i / 2, even_lanes(a, b, all));
+        store(odd + i / 2, odd_lanes(a, b, all));
+      }
+    }
+  }
+
+  void stage_argmax(const Pooling<op, T, J>& plane, int64_t row, int64_t i) {
+    const J* from = plane.argmax.at(row, 0);
+    N* to = argmax_.data() + i * pitch_ + left_;
+    for (int64_t c = 0; c < source_columns_; c += lanes) {
+      const int count = static_cast<int>(std::min<int64_t>(lanes, source_columns_ - c));
+      const auto taps = load_first_bytes<Bytes>(from + c, count * int(sizeof(J)));
+      store(to + c, convert<N>(taps));
+    }
+  }
+
+  // Calls f with the number of taps as a constant if it is a usual one, or 0.
+  template <typename F>
+  static void for_count(size_t taps, F&& f) {
+    switch (taps) {
+      case 1:
+        return f(std::integral_constant<int, 1>{});
+      case 2:
+        return f(std::integral_constant<int, 2>{});
+      case 4:
+        return f(std::integral_constant<int, 4>{});
+      case 9:
+        return f(std::integral_constant<int, 9>{});
+      default:
+        return f(std::integral_constant<int, 0>{});
+    }
+  }
+
+  // Where in `memory` tap t of each target of a run is.
+  template <int Count, typename E>
+  struct Runs {
+    const E* memory;
+    const std::vector<Run>& taps;
+    const E* begin[Count + 1];
+
+    Runs(const std::vector<E>& memory, const std::vector<Run>& taps)
+        : memory(memory.data()), taps(taps) {
+      for (int t = 0; t < Count; ++t) begin[t] = memory.data() + taps[t].source;
+    }
+    int count() const { return Count == 0 ? static_cast<int>(taps.size()) : Count; }
+    Vec<E> operator()(int t, int64_t i) const {
+      return load<E>((Count == 0 ? memory + taps[t].source : begin[t]) + i);
+    }
+  };
+
+  template <int Count>
+  void maxima(A* results, int64_t count) {
+    const Runs<Count, A> value(staged_, taps_[0]);
+    for (int64_t i = 0; i < count; i += lanes) {
+      V largest = value(0, i), sum = largest;
+#pragma GCC unroll 9
+      for (int t = 1; t < value.count(); ++t) {
+        const V x = value(t, i);
+        largest = x > largest ? x : largest;
+        sum += x;
+      }
+      I where{};
+#pragma GCC unroll 9
+      for (int t = value.count(); t-- > 0;) where = value(t, i) == largest ? I{} + t : where;
+      store(results + i, sum == sum ? largest : sum);
+      store(argmax_.data() + i, where);
+    }
+  }
+
+  template <int Count>
+  void sums(const std::vector<Run>& taps, A* results, int64_t count) const {
+    const Runs<Count, A> value(staged_, taps);
+    const Runs<op == Op::max_adjoint ? Count : 0, N> argmax(argmax_, taps);
+    for (int64_t i = 0; i < count; i += lanes) {
+      V total{};
+#pragma GCC unroll 9
+      for (int t = 0; t < value.count(); ++t) {
+        V x = value(t, i);
+        if constexpr (op == Op::max_adjoint) x = argmax(t, i) == taps[t].tap ? x : V{};
+        total += x;
+      }
+      store(results + i, total);
+    }
+  }
+
+  // A row of targets, of a band that begins with row `begin` of each phase.
+  void finish(const Pooling<op, T, J>& plane, int64_t row, int64_t begin) const {
+    constexpr auto all = std::make_integer_sequence<int, lanes>{};
+    const int64_t at = (row / target_phases_ - begin) * pitch_;
+    const A* results =
+        results_.data() + row % target_phases_ * target_stride * target_plane_ + at;
+    T* to = plane.target.at(row, 0);
+    for (int64_t c = 0; c < target_columns_; c += target_stride * lanes) {
+      const int64_t left = target_columns_ - c;
+      V result = load<A>(results + c / target_stride);
+      if constexpr (target_stride == 2) {
+        const V odd = load<A>(results + target_plane_ + c / 2);
+        store_rest(to + c + lanes, interleave_high(result, odd, all), left - lanes);
+        result = interleave_low(result, odd, all);
+      }
+      if constexpr (op == Op::average) {
+        result /= static_cast<A>(rows_.targets[row].extent) * load<A>(extents_.data() + c);
+      }
+      store_rest(to + c, result, left);
+      if constexpr (op == Op::max) {
+        const auto where = load_bytes<I>(argmax_.data() + at + c);
+        const int count = static_cast<int>(std::min<int64_t>(lanes, left));
+        store_first_bytes(plane.argmax.at(row, c), convert<J>(where), count * int(sizeof(J)));
+        const I valid = lane_numbers() < static_cast<N>(count);
+        if (any(~(result > fill) & valid)) {
+          for (int l = 0; l < count; ++l) plane.template pixel<A>(row, c + l, 1);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace d2lops
