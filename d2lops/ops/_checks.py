@@ -1,7 +1,13 @@
-"""Argument checks that the operators share. Each raises the exception type that torch raises."""
+"""Argument checks that the operators share. Each raises the exception type that torch raises.
 
+To check all arguments of a small layer takes longer than its kernel. So the functions only bring
+them into canonical form; raw operators refuse what is not, and only then is the cause looked for.
+The rules that tell the compiler sizes, where no raw operator runs, check for themselves.
+"""
+
+import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +15,19 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LIMIT = 2**31  # windows and their steps stay below it
 _DTYPES = frozenset(DTYPES)
+
+
+def explanation(check: Callable[..., None]) -> Callable[..., None]:
+    """Decorates checks that are made after a failure: what they raise is raised in its place."""
+
+    @functools.wraps(check)
+    def explain(*arguments: object) -> None:
+        try:
+            check(*arguments)
+        except Exception as error:
+            raise error from None
+
+    return explain
 
 
 def check_tensor(op: str, name: str, x: object) -> None:

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from d2lops.backends import kernels, shape_rule
-from d2lops.ops._checks import batched, check_like, check_tensor, integer, padding4, pair
+from d2lops.ops._checks import (
+    batched,
+    check_like,
+    check_tensor,
+    explanation,
+    integer,
+    padding4,
+    pair,
+)
 from d2lops.ops._function import Function
 from d2lops.ops._layout import empty, is_channels_last
 from d2lops.ops.bias_grad import BiasGrad, masked
@@ -142,12 +150,15 @@ def _conv2d(
         if input.dim() == 4:
             return Corr2d.apply(input, weight, bias, window, relu)
         return Corr2d.apply(batched(op, input), weight, bias, window, relu).squeeze(0)
-    except Exception as error:
-        failure = error
+    except Exception:
+        _explain(op, input, weight, bias, stride, padding, dilation, groups)
+        raise
+
+
+@explanation
+def _explain(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> None:
     _check_tensors(op, input, weight, bias)
-    window = _window(op, weight, stride, padding, dilation, groups)
-    _check_sizes(op, batched(op, input), weight, window)
-    raise failure
+    _check_sizes(op, batched(op, input), weight, _window(op, weight, *arguments))
 
 
 def _window(
@@ -186,7 +197,7 @@ def _padding_by_name(
 
 
 def _check_tensors(op: str, input: object, weight: object, bias: object) -> None:
-    """Raises what the raw operator has refused of the tensors, in torch's words."""
+    """What torch would refuse of the tensors alone."""
     check_tensor(op, "input", input)
     check_like(op, "weight", weight, input)
     if weight.dim() != 4:
@@ -202,7 +213,7 @@ def _check_tensors(op: str, input: object, weight: object, bias: object) -> None
 
 
 def _check_sizes(op: str, x: Tensor, weight: Tensor, window: Window) -> None:
-    """Likewise, what of the sizes and the window together."""
+    """What torch would refuse of their sizes and the window together."""
     _, channels, *size = x.shape
     outputs, planes, *kernel = weight.shape
     *padding, down, across, groups = window[2:]

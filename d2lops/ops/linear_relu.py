@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from d2lops.backends import kernels, shape_rule
-from d2lops.ops._checks import check_like, check_tensor
+from d2lops.ops._checks import check_like, check_tensor, explanation
 from d2lops.ops._function import Function
 from d2lops.ops.bias_grad import BiasGrad, masked
 
@@ -66,14 +66,13 @@ def _linear(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: b
         if rows is input and matrix is weight:
             return output
         return output.view(size[:-1] + weight.shape[:-1])
-    except Exception as error:
-        failure = error
-    _check(op, input, weight, bias)
-    raise failure
+    except Exception:
+        _explain(op, input, weight, bias)
+        raise
 
 
 def _check(op: str, input: object, weight: object, bias: object) -> None:
-    """Raises what the raw operator has refused, in torch's words."""
+    """What torch would refuse, in words of its own."""
     check_tensor(op, "input", input)
     check_like(op, "weight", weight, input)
     if weight.dim() not in (1, 2) or input.dim() == 0 or input.shape[-1] != weight.shape[-1]:
@@ -160,6 +159,9 @@ class LinearWeightGrad(Function):
             None,
             LinearInputGrad.apply(g, y, u) if needs_x else None,
         )
+
+
+_explain = explanation(_check)
 
 
 @shape_rule("linear")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from d2lops.backends import kernels, shape_rule
-from d2lops.ops._checks import batched, check_tensor, padding4, pair
+from d2lops.ops._checks import batched, check_tensor, explanation, padding4, pair
 from d2lops.ops._function import Function
 from d2lops.ops._layout import empty, is_channels_last
 
@@ -59,12 +59,9 @@ def max_pool2d(
     try:
         window = _window(op, kernel_size, stride, padding) + pair(op, "dilation", dilation, 1)
         return _max_pool(op, input, (window,), (ceil_mode,), return_indices)
-    except Exception as error:
-        failure = error
-    x = _image(op, input)
-    window = _window(op, kernel_size, stride, padding) + pair(op, "dilation", dilation, 1)
-    _check_window(op, x, window, ceil_mode)
-    raise failure
+    except Exception:
+        _explain_sliding(op, input, kernel_size, stride, padding, dilation, ceil_mode)
+        raise
 
 
 def adaptive_max_pool2d(
@@ -99,10 +96,9 @@ def adaptive_max_pool2d(
     op = "adaptive_max_pool2d"
     try:
         return _max_pool(op, input, (), _output_size(op, input, output_size), return_indices)
-    except Exception as error:
-        failure = error
-    _output_size(op, _image(op, input), output_size)
-    raise failure
+    except Exception:
+        _explain_adaptive(op, input, output_size)
+        raise
 
 
 def avg_pool2d(
@@ -150,11 +146,9 @@ def avg_pool2d(
             _check_divisor(divisor_override)
         window = _window(op, kernel_size, stride, padding)
         return _avg_pool(op, input, (window, count_include_pad, divisor_override), (ceil_mode,))
-    except Exception as error:
-        failure = error
-    x = _image(op, input)
-    _check_window(op, x, _window(op, kernel_size, stride, padding), ceil_mode)
-    raise failure
+    except Exception:
+        _explain_sliding(op, input, kernel_size, stride, padding, 1, ceil_mode)
+        raise
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
@@ -185,10 +179,9 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
     op = "adaptive_avg_pool2d"
     try:
         return _avg_pool(op, input, (), _output_size(op, input, output_size))
-    except Exception as error:
-        failure = error
-    _output_size(op, _image(op, input), output_size)
-    raise failure
+    except Exception:
+        _explain_adaptive(op, input, output_size)
+        raise
 
 
 def pool2d(X: Tensor, pool_size: int | Sequence[int], mode: str = "max") -> Tensor:  # noqa: N803
@@ -224,7 +217,7 @@ def pool2d(X: Tensor, pool_size: int | Sequence[int], mode: str = "max") -> Tens
     return pool(X, pool_size, stride=1)
 
 
-# Arguments in canonical form, and why the raw operators refuse them.
+# Arguments in canonical form, and why raw operators refuse them.
 
 
 def _image(op: str, input: object) -> Tensor:
@@ -293,6 +286,26 @@ def _output_size(op: str, input: Tensor, size: int | Sequence[int | None] | None
             raise RuntimeError(f"{op}(): output_size must have 2 numbers, but got {size!r}")
         size = tuple([input.shape[i - 2] if size[i] is None else size[i] for i in (0, 1)])
     return pair(op, "output_size", size, 0)
+
+
+@explanation
+def _explain_sliding(
+    op: str,
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None,
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+    ceil_mode: bool,
+) -> None:
+    x = _image(op, input)
+    window = _window(op, kernel_size, stride, padding) + pair(op, "dilation", dilation, 1)
+    _check_window(op, x, window, ceil_mode)
+
+
+@explanation
+def _explain_adaptive(op: str, input: Tensor, size: int | Sequence[int | None] | None) -> None:
+    _output_size(op, _image(op, input), size)
 
 
 # Operators. `op` names a raw operator, and with a suffix its companions; `window` is what all of
