@@ -132,11 +132,12 @@ void set_extents(Axis& axis, const Windows& windows, std::optional<int64_t> divi
   }
 }
 
-// `argmax` is for max and its adjoint alone.
+// `argmax` is for max and its adjoint alone. Returns false, and does nothing, if that adjoint is
+// better scattered.
 template <Op op, typename Windows>
-void pool(const char* name, const Grid<Windows>& grid, const Tensor& source, const Tensor& target,
+bool pool(const char* name, const Grid<Windows>& grid, const Tensor& source, const Tensor& target,
           const Tensor& argmax, Divisor divisor = {}) {
-  if (target.numel() == 0) return;
+  if (target.numel() == 0) return true;
   constexpr bool adjoint = is_adjoint(op);
   Axis rows = adjoint ? adjoint_axis(grid.rows) : forward_axis(grid.rows);
   Axis columns = adjoint ? adjoint_axis(grid.columns) : forward_axis(grid.columns);
@@ -145,23 +146,28 @@ void pool(const char* name, const Grid<Windows>& grid, const Tensor& source, con
     set_extents(rows, grid.rows, divisor.override, divisor.count_include_pad, adjoint);
     set_extents(columns, grid.columns, across, divisor.count_include_pad, adjoint);
   }
+  bool done = true;
   dispatch_dtype(name, source, [&](auto zero) {
     using T = decltype(zero);
     const auto run = [&](auto index) {
-      using J = std::conditional_t<is_adjoint(op), const decltype(index), decltype(index)>;
+      using J = std::conditional_t<adjoint, const decltype(index), decltype(index)>;
       Operand<J> places{};
       if constexpr (op == Op::max) places = operand(mutable_data<J>(argmax), argmax);
       if constexpr (op == Op::max_adjoint) places = operand(data<J>(argmax), argmax);
-      Pool<op, T, J>{std::move(rows),
-                     std::move(columns),
-                     even_windows(grid),
-                     grid.pitch(),
-                     source.size(0),
-                     source.size(1),
-                     operand(data<T>(source), source),
-                     operand(mutable_data<T>(target), target),
-                     places}
-          .run();
+      const Pool<op, T, J> pool{std::move(rows),
+                                std::move(columns),
+                                even_windows(grid),
+                                grid.pitch(),
+                                source.size(0),
+                                source.size(1),
+                                operand(data<T>(source), source),
+                                operand(mutable_data<T>(target), target),
+                                places};
+      if constexpr (op == Op::max_adjoint) {
+        done = pool.run_adjoint();
+      } else {
+        pool.run();
+      }
     };
     if constexpr (has_argmax(op)) {
       argmax.scalar_type() == ScalarType::Byte ? run(uint8_t{}) : run(int32_t{});
@@ -169,6 +175,7 @@ void pool(const char* name, const Grid<Windows>& grid, const Tensor& source, con
       run(uint8_t{});
     }
   });
+  return done;
 }
 
 void check_argmax(const char* op, const Tensor& argmax) {
@@ -234,10 +241,8 @@ Tensor max_scatter(const char* op, const Tensor& g, const Tensor& argmax, const 
   Tensor x = empty(size, g.scalar_type(), is_channels_last(g));
   if (x.numel() == 0) return x;
   // Comparing costs each window all of its taps, over all lanes; scattering costs it one number.
-  if (grid.taps() <= 2 * kLanes<float>) {
-    pool<Op::max_adjoint>(op, grid, g, x, argmax);
-    return x;
-  }
+  constexpr int64_t few = 2 * kLanes<float>;
+  if (grid.taps() <= few && pool<Op::max_adjoint>(op, grid, g, x, argmax)) return x;
   argmax_map(op, grid, g, argmax, [&](auto zero, const auto& map) {
     using T = decltype(zero);
     map.scatter(operand(data<T>(g), g), operand(mutable_data<T>(x), x));

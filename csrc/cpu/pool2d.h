@@ -283,24 +283,34 @@ struct Pooling {
       width *= height;
       height = 1;
     }
-    auto state = State<V>::begin(first_tap(row, column));
+    constexpr int many = 4;  // chains of dependent operations
+    State<V> states[many];
+    for (auto& state : states) state = State<V>::begin(first_tap(row, column));
     I lane;
     for (int64_t l = 0; l < lanes; ++l) lane[l] = static_cast<Index<A>>(l);
     for (int64_t i = 0, sh = row.first; i < height; ++i, sh += rows.step) {
       const S* from = source.at(sh, column.first);
       const int64_t first = tap(rows, row, sh) * pitch + tap(columns, column, column.first);
+      const auto take = [&](int state, int64_t j) {
+        states[state].take(load_lanes<V>(from + j), lane + static_cast<Index<A>>(first + j));
+      };
       int64_t j = 0;
-      for (; j + lanes <= width; j += lanes) {
-        state.take(load_lanes<V>(from + j), lane + static_cast<Index<A>>(first + j));
+      for (; j + many * lanes <= width; j += many * lanes) {
+        prefetch_ahead<many * lanes * sizeof(S)>(from + j);
+        for (int state = 0; state < many; ++state) take(state, j + state * lanes);
       }
+      for (; j + lanes <= width; j += lanes) take(0, j);
       if (j < width) {  // the last vector, of which some has been taken already
         const V x = load_lanes<V>(from + width - lanes);
         const I seen = lane < static_cast<Index<A>>(lanes - (width - j));
-        state.take(op == Op::average ? (seen ? V{} : x) : x,
-                   lane + static_cast<Index<A>>(first + width - lanes));
+        states[1].take(op == Op::average ? (seen ? V{} : x) : x,
+                       lane + static_cast<Index<A>>(first + width - lanes));
       }
     }
-    finish(row, column, h, w, 0, merged<lanes>(state));
+    states[0].merge(states[1]);
+    states[2].merge(states[3]);
+    states[0].merge(states[2]);
+    finish(row, column, h, w, 0, merged<lanes>(states[0]));
   }
 
   // Channels c ... c + B * (lanes of V) - 1 of target pixel (h, w).
@@ -313,6 +323,8 @@ struct Pooling {
     for (auto& state : states) state = State<V>::begin(first_tap(row, column));
     [[maybe_unused]] const bool varies = row.extent == 0 || column.extent == 0;
     for (int64_t i = 0, sh = row.first; i < row.count; ++i, sh += rows.step) {
+      State<V> part[B] = {};  // averages: sums of sums have smaller rounding errors
+      State<V>* const seen = op == Op::average ? part : states;
       for (int64_t j = 0, sw = column.first; j < column.count; ++j, sw += columns.step) {
         const S* from = source.at(sh, sw) + c;
         Index<V> here{};
@@ -329,8 +341,11 @@ struct Pooling {
             const auto picked = load_lanes<Index<V>>(argmax.at(sh, sw) + c + b * lanes);
             x = picked == here ? x : V{};
           }
-          states[b].take(x, here);
+          seen[b].take(x, here);
         }
+      }
+      if constexpr (op == Op::average) {
+        for (int b = 0; b < B; ++b) states[b].merge(part[b]);
       }
     }
     for (int b = 0; b < B; ++b) finish(row, column, h, w, c + b * lanes, states[b]);

@@ -127,15 +127,36 @@ struct Pool {
   Operand<T> target;
   Operand<J> argmax;
 
+  // Whether a vector's lanes are side by side as they are, in channels or in rows.
+  bool fits_in_place() const {
+    return source.c == 1 && target.c == 1 && (!has_argmax(op) || argmax.c == 1) &&
+           channels >= lanes;
+  }
+  bool fits_in_runs() const {
+    return source.w == 1 && target.w == 1 && (!has_argmax(op) || argmax.w == 1) &&
+           (windows.across.stride == 1 || windows.across.stride == 2) &&
+           RunPooling<op, T, J, 1>::suits(rows, columns, windows);
+  }
+
+  // max_adjoint, only where no lanes have to be brought together; returns whether they had not.
+  bool run_adjoint() const {
+    if (fits_in_place()) {
+      run_in_place();
+    } else if (fits_in_runs()) {
+      windows.across.stride == 1 ? run_in_runs<1>() : run_in_runs<2>();
+    } else {
+      return false;
+    }
+    return true;
+  }
+
   void run() const {
-    if (source.c == 1 && target.c == 1 && (!has_argmax(op) || argmax.c == 1) && channels >= lanes) {
+    if (fits_in_place()) {
       run_in_place();
     } else if (op == Op::average_adjoint ? has_many_equal_rows() : has_long_runs()) {
       run_by_plane();
-    } else if (has_runs() && windows.across.stride == 1) {
-      run_in_runs<1>();
-    } else if (has_runs() && windows.across.stride == 2) {
-      run_in_runs<2>();
+    } else if (fits_in_runs()) {
+      windows.across.stride == 1 ? run_in_runs<1>() : run_in_runs<2>();
     } else {
       run_in_tiles();
     }
@@ -189,25 +210,34 @@ struct Pool {
     return target.w == 1 && 8 * static_cast<int64_t>(rows.advance.size()) <= height();
   }
 
+  bool all_see_the_only_source() const {
+    const auto sees_it = [](const Axis::Target& target) { return target.count == 1; };
+    return rows.advance.size() == 1 && columns.advance.size() == 1 && target.h == width() &&
+           std::all_of(rows.targets.begin(), rows.targets.end(), sees_it) &&
+           std::all_of(columns.targets.begin(), columns.targets.end(), sees_it);
+  }
+
   void run_by_plane() const {
-    const int64_t pixels = height() * width() + rows.advance.size() * columns.advance.size();
+    const int64_t sources = rows.advance.size() * columns.advance.size();
+    const int64_t pixels = height() * width() + sources;
+    const bool one_value = op == Op::average_adjoint && all_see_the_only_source();
     parallel_for(0, images * channels, grain(pixels), [&](int64_t begin, int64_t end) {
       int64_t image = begin / channels, channel = begin % channels;
       for (int64_t plane = begin; plane < end; ++plane) {
         const auto pooling = in_place(image, channel);
         if constexpr (op == Op::average_adjoint) {
-          pooling.template run<A>({0, height()}, {0, width()}, 1);
+          if (one_value) {
+            pooling.template pixel<A>(0, 0, 1);
+            std::fill_n(pooling.target.data, height() * width(), *pooling.target.data);
+          } else {
+            pooling.template run<A>({0, height()}, {0, width()}, 1);
+          }
         } else {
           pooling.run_along_rows({0, height()}, {0, width()});
         }
         if (++channel == channels) ++image, channel = 0;
       }
     });
-  }
-
-  bool has_runs() const {
-    return source.w == 1 && target.w == 1 && (!has_argmax(op) || argmax.w == 1) &&
-           RunPooling<op, T, J, 1>::suits(rows, columns, windows);
   }
 
   template <int stride>
@@ -275,10 +305,6 @@ struct Pool {
     pooling.target = tiles.target.reset(h, w);
     tiles.source.read(source, source_planes);
     if constexpr (op == Op::max) pooling.argmax = tiles.argmax.reset(h, w);
-    if constexpr (op == Op::max_adjoint) {
-      pooling.argmax = tiles.argmax.reset(sh, sw);
-      tiles.argmax.read(argmax, argmax_planes);
-    }
     pooling.template run<Vec<A>>(h, w, lanes);
     tiles.target.write(target, target_planes, count);
     if constexpr (op == Op::max) tiles.argmax.write(argmax, argmax_planes, count);
