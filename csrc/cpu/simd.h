@@ -187,6 +187,10 @@ inline Vec<A> load_first(const T* p, int n) {
 
 template <typename T, typename V>
 inline void store_first(T* p, V value, int n) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return _mm512_mask_storeu_ps(p, (1u << n) - 1, value);
+  if constexpr (std::is_same_v<T, double>) return _mm512_mask_storeu_pd(p, (1u << n) - 1, value);
+#endif
   T buffer[kLanes<Accumulator<T>>];
   store(buffer, value);
   std::memcpy(p, buffer, n * sizeof(T));
