@@ -19,6 +19,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <utility>
@@ -39,11 +40,11 @@ constexpr int kRows = 4;  // with 16: 4 x 3, 3, 1
 constexpr int kVectors = 3;
 template <typename A>
 constexpr int kCols = kVectors * kLanes<A>;
-constexpr int kDepth = 192;
+constexpr int kDepth = 240;
 
 // Tiles of C, in elements: at most, before `Tiling` evens them out.
-constexpr int64_t kTileRows = 384;
-constexpr int64_t kTileCols = 480;
+constexpr int64_t kTileRows = 960;
+constexpr int64_t kTileCols = 1056;
 
 // How many tasks of so many multiply-adds each are worth a thread: a hundred thousand, some
 // microseconds.
@@ -137,6 +138,87 @@ struct Epilogue {
   }
 };
 
+// A matrix in memory, as a reader: element (i, k) is data[i * i_stride + k * k_stride], masked by
+// y's sign where y is given.
+template <typename T>
+struct Matrix {
+  using A = Accumulator<T>;
+  const T* data;
+  int64_t i_stride, k_stride;
+  const T* y = nullptr;
+  int64_t y_i_stride = 0, y_k_stride = 0;
+
+  struct Start {
+    int64_t first;
+    int count;
+  };
+  bool along_depth() const { return k_stride == 1 || i_stride != 1; }
+  Start start(int64_t first, int count) const { return {first, count}; }
+  void row(const Start& s, int64_t at, A* out) const {
+    if (along_depth()) {
+      read_row(data + at * i_stride + s.first * k_stride, k_stride, s.count, out);
+      if (y) mask_row(y + at * y_i_stride + s.first * y_k_stride, y_k_stride, s.count, out);
+    } else {
+      read_row(data + at * k_stride + s.first, 1, s.count, out);
+      if (y) mask_row(y + at * y_k_stride + s.first * y_i_stride, y_i_stride, s.count, out);
+    }
+  }
+};
+
+// Where a reader has its rows in memory just as `row` would give them out, if it has.
+template <typename A>
+struct RowsInPlace {
+  const A* data;
+  int64_t stride;
+};
+template <typename A, typename Reader>
+RowsInPlace<A> rows_in_place(const Reader&, int64_t, int64_t) {
+  return {nullptr, 0};
+}
+template <typename A>
+RowsInPlace<A> rows_in_place(const Matrix<A>& m, int64_t i, int64_t k) {
+  return {m.k_stride == 1 && !m.y ? m.data + i * m.i_stride + k : nullptr, m.i_stride};
+}
+
+// Fetches what will be packed next into the second-level cache, a line with each call, so that the
+// memory works while the arithmetic units do. By default it fetches nothing.
+class Ahead {
+ public:
+  Ahead() = default;
+  template <typename T>
+  Ahead(const Matrix<T>& m, int64_t first, int64_t count, int64_t k, int64_t depth) {
+    if (count <= 0 || depth <= 0) return;
+    const bool along = m.along_depth();
+    const int64_t row = sizeof(T) * (along ? depth * m.k_stride : count);
+    line_ = reinterpret_cast<const char*>(m.data + first * m.i_stride + k * m.k_stride);
+    rows_ = along ? count : depth;
+    lines_ = left_ = (row + kLine - 1) / kLine;
+    next_row_ = int64_t{sizeof(T)} * (along ? m.i_stride : m.k_stride) - lines_ * kLine;
+    if (m.y && m.y_i_stride == m.i_stride && m.y_k_stride == m.k_stride) {
+      mask_ = reinterpret_cast<const char*>(m.y) - reinterpret_cast<const char*>(m.data);
+    }
+  }
+  template <typename Reader>
+  Ahead(const Reader&, int64_t, int64_t, int64_t, int64_t) {}
+
+  void fetch() {
+    if (rows_ == 0) return;
+    __builtin_prefetch(line_, 0, 2);
+    __builtin_prefetch(line_ + mask_, 0, 2);
+    line_ += kLine;
+    if (--left_ == 0) {
+      left_ = lines_;
+      line_ += next_row_;
+      --rows_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  const char* line_ = nullptr;
+  int64_t rows_ = 0, lines_ = 0, left_ = 0, next_row_ = 0, mask_ = 0;
+};
+
 // Where the micro-kernel finds the columns for each k: in a packed panel, or in place (padded.h).
 template <typename A>
 struct PackedColumns {
@@ -144,11 +226,27 @@ struct PackedColumns {
   const A* at(int k) const { return panel + k * kCols<A>; }
 };
 
+// In a packed panel, fetching ahead what will be packed next.
+template <typename A>
+struct FetchingColumns {
+  const A* panel;
+  Ahead* ahead;
+  const A* at(int k) const {
+    if (k % 2 == 0) ahead->fetch();  // more often, and the kernel waits for its own loads
+    return panel + k * kCols<A>;
+  }
+};
+
 // Micro-kernel: c (Rows x Vectors, row by row, kCols apart) = or += the product of a panel and
 // columns.
 template <typename A, typename Columns, int Rows, int Vectors>
 void micro_kernel(int depth, const A* a, Columns b, A* c, bool add) {
   Vec<A> sum[Rows][Vectors] = {};
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) __builtin_prefetch(c + r * kCols<A> + v * kLanes<A>, 1);
+  }
   for (int k = 0; k < depth; ++k, a += kRows) {
     const A* from = b.at(k);
     Vec<A> columns[Vectors];
@@ -177,9 +275,8 @@ template <typename A, typename Columns>
 using MicroKernel = void (*)(int, const A*, Columns, A*, bool);
 
 template <typename A, typename Columns, int... I>
-constexpr MicroKernel<A, Columns> micro_kernel_for(int rows, int vectors,
-                                                   std::integer_sequence<int, I...>) {
-  constexpr MicroKernel<A, Columns> kernels[] = {
+MicroKernel<A, Columns> micro_kernel_for(int rows, int vectors, std::integer_sequence<int, I...>) {
+  static constexpr MicroKernel<A, Columns> kernels[] = {
       micro_kernel<A, Columns, I / kVectors + 1, I % kVectors + 1>...};
   return kernels[(rows - 1) * kVectors + vectors - 1];
 }
@@ -190,33 +287,41 @@ MicroKernel<A, Columns> micro_kernel_for(int rows, int cols) {
                                       std::make_integer_sequence<int, kRows * kVectors>{});
 }
 
-// Packs rows first ... first + count - 1 of a reader's matrix, k's from `k` on, into
-// panel[depth][Width].
+// Numbers from one panel to the next, with room for the end of the last row's last vector. The odd
+// cache line keeps panels of the same power-of-two size from falling on one another in the cache.
+template <int Width, typename A>
+constexpr int64_t panel_size(int depth) {
+  return int64_t{Width} * depth + kLanes<A>;
+}
+
+// Rows of A that are packed at a time, just before they are first used: short ones along k, or
+// long ones across k, of which a line of memory holds a part of many.
+constexpr int kSpan = 240;  // a multiple of kRows and kCols, and at most kDepth
+template <typename Reader>
+int64_t rows_at_a_time(const Reader& a) {
+  return a.along_depth() ? 6 * kRows : kSpan;
+}
+
+// Rows that run along k are transposed in registers: from where they lie, or gathered first.
 template <int Width, typename A, typename Reader>
-void pack(const Reader& reader, int64_t first, int count, int64_t k, int depth, A* panel) {
-  constexpr int lanes = kLanes<A>;
-  if (!reader.along_depth()) {
-    const auto start = reader.start(first, count);
-    const int padded = std::min(Width, (count + lanes - 1) / lanes * lanes);
-    for (int d = 0; d < depth; ++d, panel += Width) {
-      reader.row(start, k + d, panel);
-      for (int i = count; i < padded; ++i) panel[i] = 0;
-    }
-    return;
-  }
-  // Rows run along k: gather some, then transpose them in registers.
-  constexpr int rows = std::min(Width, lanes);
+void pack_along_depth(const Reader& reader, int64_t first, int count, int64_t k, int depth,
+                      A* panel) {
+  constexpr int lanes = kLanes<A>, rows = std::min(Width, lanes);
   alignas(kVectorBytes) A buffer[rows][kDepth + lanes];
   const auto start = reader.start(k, depth);
   for (int i = 0; i < count; i += rows) {
     const int used = std::min(rows, count - i);
-    for (int r = 0; r < used; ++r) reader.row(start, first + i + r, buffer[r]);
-    for (int r = used; r < rows; ++r) std::fill_n(buffer[r], depth, A{0});
+    RowsInPlace<A> from = rows_in_place<A>(reader, first + i, k);
+    if (!from.data || used < rows) {
+      for (int r = 0; r < used; ++r) reader.row(start, first + i + r, buffer[r]);
+      for (int r = used; r < rows; ++r) std::fill_n(buffer[r], depth, A{0});
+      from = {buffer[0], kDepth + lanes};
+    }
     int d = 0;
     for (; d + lanes <= depth; d += lanes) {
       Vec<A> block[rows];
 #pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) block[r] = load<A>(&buffer[r][d]);
+      for (int r = 0; r < rows; ++r) block[r] = load<A>(from.data + r * from.stride + d);
       transpose<rows, A>(block);
 #pragma GCC unroll 16
       for (int r = 0; r < rows; ++r) {
@@ -226,7 +331,52 @@ void pack(const Reader& reader, int64_t first, int count, int64_t k, int depth, 
       }
     }
     for (; d < depth; ++d) {
-      for (int r = 0; r < rows; ++r) panel[d * Width + i + r] = buffer[r][d];
+      for (int r = 0; r < rows; ++r) panel[d * Width + i + r] = from.data[r * from.stride + d];
+    }
+  }
+}
+
+// Rows that run across k: each is read once, as long as it is, and cut into pieces for the panels.
+template <int Width, typename A, typename Reader>
+void pack_across_depth(const Reader& reader, int64_t first, int count, int64_t k, int depth,
+                       A* panels) {
+  constexpr int lanes = kLanes<A>, step = std::min(Width, lanes);
+  static_assert(kSpan % Width == 0 && kSpan <= kDepth);
+  alignas(kVectorBytes) A row[kSpan + lanes];
+  const auto start = reader.start(first, count);
+  if (count <= Width && step == lanes) {  // there is but one panel, to which the row may go itself
+    for (int d = 0; d < depth; ++d, panels += Width) {
+      reader.row(start, k + d, panels);
+      for (int i = count; i % lanes != 0; ++i) panels[i] = 0;
+    }
+    return;
+  }
+  const int64_t size = panel_size<Width, A>(depth);
+  for (int d = 0; d < depth; ++d) {
+    reader.row(start, k + d, row);
+    for (int i = count; i % step != 0; ++i) row[i] = 0;
+    A* to = panels + d * Width;
+    for (int i = 0; i < count; i += Width, to += size) {
+      for (int s = 0; s < Width; s += step) 
+        store(to + s, load_bytes<Vec<A, step>>(row + i + s));
+    }
+  }
+}
+
+// Packs rows first ... first + count - 1 of a reader's matrix, k's from `k` on, into panels of
+// [depth][Width]. The last one is filled with zeros to whole vectors.
+template <int Width, typename A, typename Reader>
+void pack(const Reader& reader, int64_t first, int64_t count, int64_t k, int depth, A* panels) {
+  if (reader.along_depth()) {
+    for (int64_t i = 0; i < count; i += Width, panels += panel_size<Width, A>(depth)) {
+      const int rows = static_cast<int>(std::min<int64_t>(Width, count - i));
+      pack_along_depth<Width>(reader, first + i, rows, k, depth, panels);
+    }
+  } else {
+    for (int64_t i = 0; i < count; i += kSpan) {
+      const int span = static_cast<int>(std::min<int64_t>(kSpan, count - i));
+      pack_across_depth<Width>(reader, first + i, span, k, depth,
+                               panels + i / Width * panel_size<Width, A>(depth));
     }
   }
 }
@@ -285,59 +435,40 @@ void gemm_tile(const Tiling& tiling, int64_t tile, int64_t begin, int64_t end, c
   const int64_t i0 = tile / tiling.across * tiling.rows, j0 = tile % tiling.across * tiling.cols;
   const int64_t i1 = std::min(i0 + tiling.rows, tiling.m),
                 j1 = std::min(j0 + tiling.cols, tiling.n);
-  const bool one_block = end - begin <= kDepth;
-  const int64_t a_size = tiling.rows * kDepth, b_size = kCols<A> * kDepth + kLanes<A>;
-  const int64_t c_size = one_block ? kRows * kCols<A> : tiling.rows * tiling.cols;
+  const int64_t blocks = std::max<int64_t>((end - begin + kDepth - 1) / kDepth, 1);
+  const int64_t depth = std::max<int64_t>((end - begin + blocks - 1) / blocks, 1);
+  const int64_t a_size = tiling.rows / kRows * panel_size<kRows, A>(depth);
+  const int64_t b_size = panel_size<kCols<A>, A>(depth);
+  const int64_t c_size = blocks == 1 ? kRows * kCols<A> : tiling.rows * tiling.cols;
+  const int64_t chunk = rows_at_a_time(a);
   A* const a_panels = scratch<A>(a_size + b_size + c_size);
   A* const b_panel = a_panels + a_size;
   A* const c_pieces = b_panel + b_size;
-  for (int64_t k = begin; k == begin || k < end; k += kDepth) {
-    const int block = static_cast<int>(std::clamp<int64_t>(end - k, 0, kDepth));
-    const bool last = k + kDepth >= end;
-    for (int64_t i = i0; i < i1; i += kRows) {
-      const int rows = static_cast<int>(std::min<int64_t>(kRows, i1 - i));
-      pack<kRows>(a, i, rows, k, block, a_panels + (i - i0) * kDepth);
-    }
+  for (int64_t k = begin; k == begin || k < end; k += depth) {
+    const int block = static_cast<int>(std::min(end - k, depth));
+    const bool last = k + depth >= end;
     A* c = c_pieces;
     for (int64_t j = j0; j < j1; j += kCols<A>) {
       const int cols = static_cast<int>(std::min<int64_t>(kCols<A>, j1 - j));
       pack<kCols<A>>(b, j, cols, k, block, b_panel);
-      for (int64_t i = i0; i < i1; i += kRows) {
+      const int64_t next = j + cols;
+      Ahead ahead = next < j1 ? Ahead(b, next, std::min<int64_t>(kCols<A>, j1 - next), k, block)
+                              : Ahead(b, j0, std::min<int64_t>(kCols<A>, j1 - j0), k + depth,
+                                      std::min(end - k - depth, depth));
+      A* a_panel = a_panels;
+      for (int64_t i = i0; i < i1; i += kRows, a_panel += panel_size<kRows, A>(block)) {
         const int rows = static_cast<int>(std::min<int64_t>(kRows, i1 - i));
-        micro_kernel_for<A, PackedColumns<A>>(rows, cols)(block, a_panels + (i - i0) * kDepth,
-                                                          {b_panel}, c, k != begin);
+        if (j == j0 && (i - i0) % chunk == 0) {
+          pack<kRows>(a, i, std::min(chunk, i1 - i), k, block, a_panel);
+          ahead = Ahead(a, i + chunk, std::min(chunk, i1 - i - chunk), k, block);
+        }
+        micro_kernel_for<A, FetchingColumns<A>>(rows, cols)(block, a_panel, {b_panel, &ahead}, c,
+                                                            k != begin);
         if (last) store(i, j, rows, cols, c);
-        if (!one_block) c += kRows * kCols<A>;
+        if (blocks > 1) c += kRows * kCols<A>;
       }
     }
   }
 }
-
-// A matrix in memory, as a reader: element (i, k) is data[i * i_stride + k * k_stride], masked by
-// y's sign where y is given.
-template <typename T>
-struct Matrix {
-  using A = Accumulator<T>;
-  const T* data;
-  int64_t i_stride, k_stride;
-  const T* y = nullptr;
-  int64_t y_i_stride = 0, y_k_stride = 0;
-
-  struct Start {
-    int64_t first;
-    int count;
-  };
-  bool along_depth() const { return k_stride == 1 || i_stride != 1; }
-  Start start(int64_t first, int count) const { return {first, count}; }
-  void row(const Start& s, int64_t at, A* out) const {
-    if (along_depth()) {
-      read_row(data + at * i_stride + s.first * k_stride, k_stride, s.count, out);
-      if (y) mask_row(y + at * y_i_stride + s.first * y_k_stride, y_k_stride, s.count, out);
-    } else {
-      read_row(data + at * k_stride + s.first, 1, s.count, out);
-      if (y) mask_row(y + at * y_k_stride + s.first * y_i_stride, y_i_stride, s.count, out);
-    }
-  }
-};
 
 }  // namespace d2lops

@@ -8,19 +8,83 @@
 // cache; backward reads y's sign while it packs g, so neither the product before the ReLU nor the
 // masked gradient ever exists. Flops 2 M N K; the FMA units are the limit but for small M, where
 // reading W is.
+#include <vector>
+
 #include "cpu/gemm.h"
 #include "cpu/tensor.h"
 
 namespace d2lops {
 namespace {
 
-// The same for a few rows of A, too few to pay for packing B: each row of B is read once, as it
-// lies, and multiplied by all of A's. Four rows at a time keep four sums going.
+// What a layer does to a piece of its product on the way out: add the bias, clamp at zero (NaN stays
+// NaN), round. There is a bias for each of `width` outputs.
+template <typename T>
+class Writer {
+ public:
+  using A = Accumulator<T>;
+
+  Writer(T* out, int64_t width, const Epilogue<T>& epilogue)
+      : out_(out), width_(width), relu_(epilogue.relu) {
+    if (!epilogue.bias) return;
+    bias_.resize(width + kCols<A>);
+    read_row(epilogue.bias, epilogue.bias_stride, width, bias_.data());
+  }
+
+  // Rows of the piece are rows of out.
+  void rows(int64_t i, int64_t j, int rows, int cols, const A* c) const {
+    constexpr int lanes = kLanes<A>;
+    T* to = out_ + i * width_ + j;
+    for (int r = 0; r < rows; ++r, c += kCols<A>, to += width_) {
+      int x = 0;
+      for (; x + lanes <= cols; x += lanes) store(to + x, finish(load<A>(c + x), j + x));
+      if (x == cols) continue;
+      if (x > 0) {
+        x = cols - lanes;  // again the last ones, together with the rest
+        store(to + x, finish(load<A>(c + x), j + x));
+      } else {
+        store_first(to, finish(load<A>(c), j), cols);
+      }
+    }
+  }
+
+  // Columns of the piece are rows of out: it is transposed in registers.
+  void columns(int64_t i, int64_t j, int rows, int cols, const A* c) const {
+    constexpr int lanes = kLanes<A>, step = std::min(kRows, lanes);
+    for (int r = 0; r < rows; r += step) {
+      for (int x = 0; x < cols; x += lanes) {
+        Vec<A> block[step];
+        for (int s = 0; s < step; ++s) block[s] = load<A>(c + (r + s) * kCols<A> + x);
+        transpose<step, A>(block);
+        alignas(kVectorBytes) A values[step * lanes + lanes];
+        for (int s = 0; s < step; ++s) store(values + s * lanes, block[s]);
+        T* to = out_ + (j + x) * width_ + i + r;
+        for (int s = 0; s < std::min(cols - x, lanes); ++s, to += width_) {
+          const Vec<A> value = finish(load<A>(values + s * step), i + r);
+          store_first(to, value, std::min(rows - r, step));
+        }
+      }
+    }
+  }
+
+ private:
+  Vec<A> finish(Vec<A> value, int64_t at) const {
+    if (!bias_.empty()) value += load<A>(bias_.data() + at);
+    return relu_ ? (value < Vec<A>{} ? Vec<A>{} : value) : value;
+  }
+
+  T* out_;
+  int64_t width_;
+  bool relu_;
+  std::vector<A> bias_;
+};
+
+// A few rows of A, too few to pay for packing B: each row of B is read once, as it lies, and
+// multiplied by all of A's. Four rows at a time keep four sums going.
 constexpr int64_t kFewRows = 3;
 
 template <typename T>
 void few_rows(int64_t m, int64_t n, int64_t depth, const Matrix<T>& a, const Matrix<T>& b,
-              const Epilogue<T>& epilogue, T* out) {
+              const Writer<T>& out) {
   using A = Accumulator<T>;
   constexpr int lanes = kLanes<A>, group = 4;
   parallel_for(0, (n + group - 1) / group, grain(16 * group * depth),
@@ -43,12 +107,24 @@ void few_rows(int64_t m, int64_t n, int64_t depth, const Matrix<T>& a, const Mat
                        for (int r = 0; r < group; ++r)
                          sums[r] += values * load_first<A>(w[r] + k, rest);
                      }
-                     A c[group];
+                     A c[lanes + group];
                      for (int r = 0; r < rows; ++r) c[r] = horizontal_sum<A>(sums[r]);
-                     epilogue.per_column(j, c, rows);
-                     write_row(c, rows, out + i * n + j, 1);
+                     out.rows(i, j, 1, rows, c);
                    }
                  }
+               });
+}
+
+// c = A B^T by tiles, each of whose pieces goes to write(i, j, rows, cols, c).
+template <typename T, typename Write>
+void tiles(int64_t m, int64_t n, int64_t depth, const Matrix<T>& a, const Matrix<T>& b,
+           const Write& write) {
+  using A = Accumulator<T>;
+  const Tiling tiling(m, n, 1, get_num_threads(), kCols<A>);
+  parallel_for(0, tiling.count(), grain(tiling.rows * tiling.cols * depth),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t tile = begin; tile < end; ++tile)
+                   gemm_tile<A>(tiling, tile, 0, depth, a, b, write);
                });
 }
 
@@ -56,23 +132,25 @@ void few_rows(int64_t m, int64_t n, int64_t depth, const Matrix<T>& a, const Mat
 template <typename T>
 void product(int64_t m, int64_t n, int64_t depth, const Matrix<T>& a, const Matrix<T>& b,
              const Epilogue<T>& epilogue, T* out) {
-  using A = Accumulator<T>;
   if (m == 0 || n == 0) return;
+  const Writer<T> writer(out, n, epilogue);
   if (m <= kFewRows && a.k_stride == 1 && b.k_stride == 1 && !a.y) {
-    return few_rows(m, n, depth, a, b, epilogue, out);
+    return few_rows(m, n, depth, a, b, writer);
   }
-  const Tiling tiling(m, n, 1, get_num_threads(), kCols<A>);
-  const auto store = [&](int64_t i, int64_t j, int rows, int cols, A* c) {
-    for (int r = 0; r < rows; ++r, c += kCols<A>) {
-      epilogue.per_column(j, c, cols);
-      write_row(c, cols, out + (i + r) * n + j, 1);
-    }
+  // Whichever of the two leaves fewer lanes empty lies along vectors.
+  const auto padded = [](int64_t count) {
+    constexpr int lanes = kLanes<Accumulator<T>>;
+    return (count + lanes - 1) / lanes * lanes;
   };
-  parallel_for(0, tiling.count(), grain(tiling.rows * tiling.cols * depth),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t tile = begin; tile < end; ++tile)
-                   gemm_tile<A>(tiling, tile, 0, depth, a, b, store);
-               });
+  if (20 * padded(m) * n < 19 * m * padded(n)) {
+    tiles(n, m, depth, b, a, [&](int64_t i, int64_t j, int rows, int cols, const auto* c) {
+      writer.columns(i, j, rows, cols, c);
+    });
+  } else {
+    tiles(m, n, depth, a, b, [&](int64_t i, int64_t j, int rows, int cols, const auto* c) {
+      writer.rows(i, j, rows, cols, c);
+    });
+  }
 }
 
 // Element (i, k) of a reader is x[i, k], or x[k, i] if transposed; likewise for its mask y.
