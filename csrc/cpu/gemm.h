@@ -402,7 +402,7 @@ struct Tiling {
   int64_t count() const { return (m + rows - 1) / rows * across; }
 };
 
-// Scratch memory that a thread keeps from call to call: fresh pages cost more than packing does. Large
+// Scratch memory, first zero, that a thread keeps from call to call: fresh pages cost more than packing does. Large
 // ones ask for huge pages, without which looking up addresses takes up to a third of a product's time.
 // Two slots serve two uses at once.
 template <typename A, int Slot = 0>
@@ -422,6 +422,8 @@ A* scratch(size_t count) {
 #if defined(MADV_HUGEPAGE)
     if (alignment == huge_page) madvise(memory.get(), bytes, MADV_HUGEPAGE);
 #endif
+    // Lanes whose results are not used may still read it, and subnormal garbage is slow to multiply.
+    std::memset(memory.get(), 0, bytes);
     capacity = bytes / sizeof(A);
   }
   return memory.get();
