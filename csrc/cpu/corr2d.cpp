@@ -6,16 +6,17 @@
 //                                  that meet (h, v) of
 //   weight grad   dw[k, c, r, s] = sum over n, a, b of              g[n, k, a, b] x[n, c, h, v]
 //
-// Four ways, by sizes alone: the blocked product of gemm.h over the im2col matrix, packed a few
-// kilobytes at a time (im2col.h: windows of one place, small outputs, large weights' gradients), or
-// read in place from padded slabs (padded.h, padded_weight_grad.h: most windows), and direct sums
-// for depthwise layers (depthwise.h). The input gradient runs once per phase of the stride,
-// (h + top) mod sh and (v + left) mod sw, in which a fixed set of window places meets the pixels, so
-// that a strided layer's gradient multiplies no zeros. The weight gradient sums over pixels, in
-// parts whose results are added in a fixed order.
+// Several ways, by sizes alone: Winograd's transforms (winograd.h, winograd_weight_grad.h: windows of
+// 3 x 3 over many channels); the blocked product of gemm.h over the im2col matrix, packed a few
+// kilobytes at a time (im2col.h: windows of one place, small outputs), or read in place from padded
+// slabs (padded.h: most windows; products.h, padded_weight_grad.h: their weight gradients); and
+// direct sums for depthwise layers (depthwise.h). The input gradient runs once per phase of the
+// stride, (h + top) mod sh and (v + left) mod sw, in which a fixed set of window places meets the
+// pixels, so that a strided layer's gradient multiplies no zeros. The weight gradient sums over
+// pixels, in parts whose results are added in a fixed order.
 //
-// Flops: 2 C R S per output. The FMA units are the limit, but for few channels, where packing or
-// main memory is.
+// Flops: 2 C R S per output, less by transforms. The FMA units are the limit, but for few channels,
+// where packing or main memory is.
 #include <array>
 
 #include "cpu/correlate.h"

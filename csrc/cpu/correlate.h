@@ -1,6 +1,6 @@
 // The forward map of corr2d and its input gradient: an image under a window, with weights. They
 // differ in which image is read and which is written, and in the places of the window; the input
-// gradient runs once per phase of the stride. Three ways, of which `correlate` chooses one.
+// gradient runs once per phase of the stride. Four ways, of which `correlate` chooses one.
 #pragma once
 
 #include <algorithm>
