@@ -124,8 +124,8 @@ SIZES = {
     "many strides": Case((2, 9, 37, 41), (8, 9, 3, 3), {"stride": 2, "padding": 1}),
 }
 
-# What the transforms of winograd.h cut into: tiles of 2 x 2, 64 and more channels, 48 and 144 tiles,
-# images that end inside a task, 128 outputs and 2048 tiles of the weight gradient.
+# What the transforms of winograd.h cut into: tiles of 2 x 2, 64 or more channels, 48 or 144
+# tiles, images that end inside a task, 128 outputs and 2048 tiles of the weight gradient.
 TRANSFORMED = {
     "5 x 9 pixels": Case((3, 17, 5, 9), (19, 17, 3, 3), {"padding": 1}),
     "no padding": Case((2, 16, 8, 9), (18, 16, 3, 3)),
