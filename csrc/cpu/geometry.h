@@ -108,7 +108,7 @@ struct GroupStep {
 };
 
 // Windows of 3 x 3 neighbours, over enough channels and pixels that the transforms cost little beside
-// the products. How many images there are must not matter: each has its own bits, whatever lies
+// the products, in rows whose tiles fit the cache or nearly. How many images there are must not matter: each has its own bits, whatever lies
 // beside it.
 template <typename T>
 bool fits_winograd(const GroupStep& step, const Im2col<T>& x, const std::vector<Place>& rows,
@@ -118,7 +118,7 @@ bool fits_winograd(const GroupStep& step, const Im2col<T>& x, const std::vector<
   };
   return neighbours(rows) && neighbours(cols) && x.grid.step_h == 1 && x.grid.step_w == 1 &&
          step.planes >= 16 && step.outputs >= 16 && x.grid.height * x.grid.width >= 36 &&
-         x.grid.images > 0;
+         x.grid.width * (step.planes + step.outputs) <= 1 << 20 && x.grid.images > 0;
 }
 
 // Which way: the direct kernels and the slabs need rows of a size that fits the cache; slabs pay

@@ -142,6 +142,12 @@ void weight_grad_in_slabs(const Geometry& geo, const Im2col<T>& g, const Im2col<
   add_parts(partial, parts, geo.groups * geo.out, n, 1, taps, dw);
 }
 
+// In how many parts the weight gradient by products sums over so many pixels: enough for some threads,
+// as long as their results stay below 32 MB or so.
+inline int64_t parts_of_pixels(int64_t pixels, int64_t least, int64_t result) {
+  return std::clamp<int64_t>(std::min(pixels / least, (1 << 23) / result), 1, 16);
+}
+
 // How many outputs a task of the weight gradient by products owns: enough that reading the image
 // once for each costs little.
 template <typename A>
@@ -193,7 +199,8 @@ bool weight_grad_by_products(const Geometry& geo, const Products& products, int6
 template <typename T>
 bool weight_grad_by_winograd(const Geometry& geo, const Im2col<T>& g, const Im2col<T>& x, T* dw) {
   const int64_t tiles = winograd::Tiles(geo.images, geo.output.h, geo.output.w).count();
-  const int64_t parts = std::clamp<int64_t>(tiles / 1024, 1, 16);
+  const int64_t parts =
+      parts_of_pixels(tiles, 1024, winograd::kPositions * geo.groups * geo.out * geo.in);
   const int64_t range = outputs_per_task<Accumulator<T>>(geo.out, parts * geo.groups);
   const winograd::TileProducts<T> products(g, x, -geo.before.h, -geo.before.w, geo.in,
                                            std::min(range, geo.out));
@@ -204,7 +211,8 @@ bool weight_grad_by_winograd(const Geometry& geo, const Im2col<T>& g, const Im2c
 template <typename T>
 void weight_grad_by_places(const Geometry& geo, const Im2col<T>& g, const Im2col<T>& x,
                            const std::vector<Place>& rows, const std::vector<Place>& cols, T* dw) {
-  const int64_t parts = std::clamp<int64_t>(x.grid.count() / 4096, 1, 16);
+  const int64_t parts = parts_of_pixels(
+      x.grid.count(), 4096, geo.kernel.h * geo.kernel.w * geo.groups * geo.out * geo.in);
   const int64_t range = outputs_per_task<Accumulator<T>>(geo.out, parts * geo.groups);
   const WindowProducts<T> products(g, x, rows, cols, geo.in, std::min(range, geo.out));
   weight_grad_by_products(geo, products, parts, range, dw);

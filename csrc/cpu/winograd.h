@@ -310,6 +310,45 @@ class TransformedWeights {
   A* data_;
 };
 
+// Outputs from M, whose positions are `position` and whose panels are `across` pieces apart; tile 0 of
+// it is the batch's tile `first`. Returns whether all of them are finite.
+template <typename T>
+bool write_outputs(const Accumulator<T>* m, int64_t position, int64_t across, int64_t count,
+                   int64_t first, const TransformedWeights<T>& weights,
+                   const ImageWriter<T> (&out)[kTile]) {
+  using A = Accumulator<T>;
+  constexpr int64_t piece = kRows * kCols<A>;
+  A ones[kLanes<A>];
+  std::fill_n(ones, kLanes<A>, A{1});
+  Vec<A> not_finite{};  // y - y is NaN where y is infinite or NaN
+  for (int64_t i = 0; i < weights.panels; ++i) {
+    for (int64_t t = 0; t < count; t += kLanes<A>) {
+      const A* from = m + (i * across + t / kCols<A>)*piece + t % kCols<A>;
+      const int used = static_cast<int>(std::min<int64_t>(kLanes<A>, count - t));
+      const auto inside = used == kLanes<A> ? load<A>(ones) : load_first<A>(ones, used);
+      alignas(kVectorBytes) A c[kTile][kRows * kCols<A>];
+      for (int r = 0; r < weights.rows(i); ++r) {
+        Vec<A> positions[kPositions], y[kTile * kTile];
+#pragma GCC unroll 16
+        for (int p = 0; p < kPositions; ++p)
+          positions[p] = load<A>(from + p * position + r * kCols<A>);
+        output_transform(positions, y);
+        constexpr auto lanes = std::make_integer_sequence<int, kLanes<A>>{};
+#pragma GCC unroll 2
+        for (int h = 0; h < kTile; ++h) {
+          const Vec<A> left = y[h * kTile], right = y[h * kTile + 1];
+          not_finite += inside != A{0} ? (left - left) + (right - right) : Vec<A>{};
+          store(c[h] + r * kCols<A>, interleave_low(left, right, lanes));
+          store(c[h] + r * kCols<A> + kLanes<A>, interleave_high(left, right, lanes));
+        }
+      }
+      for (int h = 0; h < kTile; ++h)
+        out[h](i * kRows, kTile * (first + t), weights.rows(i), kTile * used, c[h]);
+    }
+  }
+  return horizontal_sum<A>(not_finite) == 0;
+}
+
 // One task: rows `row` ... `row` + rows - 1 of tiles of one group, all outputs. Returns whether all
 // of them are finite.
 template <typename T>
@@ -337,35 +376,7 @@ bool correlate(const TransformedImage<T>& image, const TransformedWeights<T>& we
       }
     }
   }
-  A ones[kLanes<A>];
-  std::fill_n(ones, kLanes<A>, A{1});
-  Vec<A> not_finite{};  // y - y is NaN where y is infinite or NaN
-  for (int64_t i = 0; i < weights.panels; ++i) {
-    for (int64_t t = 0; t < count; t += kLanes<A>) {
-      const A* from = m + (i * across + t / kCols<A>)*piece + t % kCols<A>;
-      const int used = static_cast<int>(std::min<int64_t>(kLanes<A>, count - t));
-      const auto inside = used == kLanes<A> ? load<A>(ones) : load_first<A>(ones, used);
-      alignas(kVectorBytes) A c[kTile][kRows * kCols<A>];
-      for (int r = 0; r < weights.rows(i); ++r) {
-        Vec<A> positions[kPositions], y[kTile * kTile];
-#pragma GCC unroll 16
-        for (int p = 0; p < kPositions; ++p)
-          positions[p] = load<A>(from + p * position + r * kCols<A>);
-        output_transform(positions, y);
-        constexpr auto lanes = std::make_integer_sequence<int, kLanes<A>>{};
-#pragma GCC unroll 2
-        for (int h = 0; h < kTile; ++h) {
-          const Vec<A> left = y[h * kTile], right = y[h * kTile + 1];
-          not_finite += inside != A{0} ? (left - left) + (right - right) : Vec<A>{};
-          store(c[h] + r * kCols<A>, interleave_low(left, right, lanes));
-          store(c[h] + r * kCols<A> + kLanes<A>, interleave_high(left, right, lanes));
-        }
-      }
-      for (int h = 0; h < kTile; ++h)
-        out[h](i * kRows, kTile * (row * tiles.width + t), weights.rows(i), kTile * used, c[h]);
-    }
-  }
-  return horizontal_sum<A>(not_finite) == 0;
+  return write_outputs(m, position, across, count, row * tiles.width, weights, out);
 }
 
 }  // namespace d2lops::winograd
