@@ -205,8 +205,11 @@ void correlate_padded(const Slab<T>& slab, const PackedWeights<T>& weights, int6
                       ImageWriter<T> out) {
   using A = Accumulator<T>;
   constexpr int64_t piece = kRows * kCols<A>;
-  // Many outputs repay a copy of their columns: aligned, and without those beyond the width.
-  const bool copied = weights.panels >= 4;
+  // For each k, a panel of outputs takes kVectors * kRows / 2 cycles, and a copy about five for each
+  // vector of a run; what it saves are the positions beyond the width.
+  const int64_t vectors = (kCols<A> / out.columns + 1) * ((out.columns - 1) / kLanes<A> + 1);
+  const bool copied = weights.panels * (kVectors * kRows / 2) * (slab.width() - out.columns) >
+                      5 * std::min<int64_t>(vectors, kCols<A>) * out.columns;
   const int64_t width = copied ? out.columns : slab.width();
   // Columns at a time: as many as keep their sums in the second-level cache.
   const int64_t tile = std::clamp<int64_t>(98304 / (weights.panels * piece), 1, 16) * kCols<A>;
