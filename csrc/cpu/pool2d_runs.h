@@ -69,10 +69,14 @@ class RunPooling {
     slack_ = 2 * lanes + pitch_;
     source_plane_ = (band_ + span_) * pitch_ + slack_;
     target_plane_ = band_ * pitch_ + slack_;
-    staged_.assign(source_phases_ * source_stride * source_plane_, fill);
-    results_.resize(target_phases_ * target_stride * target_plane_);
-    if constexpr (op == Op::max_adjoint) argmax_.assign(source_plane_, -1);
-    if constexpr (op == Op::max) argmax_.resize(target_plane_);
+    sources_ = source_phases_ * source_stride * source_plane_;
+    results_size_ = target_phases_ * target_stride * target_plane_;
+    const bool whole = band_ * target_phases_ >= static_cast<int64_t>(rows.targets.size());
+    batch_ = whole ? std::max<int64_t>(1, room / std::max(sources_, results_size_)) : 1;
+    staged_.assign(batch_ * sources_, fill);
+    results_.resize(batch_ * results_size_);
+    if constexpr (op == Op::max_adjoint) argmax_.assign(batch_ * sources_, -1);
+    if constexpr (op == Op::max) argmax_.resize(batch_ * results_size_);
     if constexpr (!has_argmax(op)) set_extents();
 
     taps_.resize(target_phases_ * target_stride);
@@ -98,28 +102,35 @@ class RunPooling {
            reach * (static_cast<int64_t>(columns.advance.size()) + lanes) <= room;
   }
 
-  void run(const Pooling<op, T, J>& plane, int64_t band) {
-    const int64_t begin = band * band_;
-    const int64_t target_rows = rows_.targets.size();
+  int64_t batch() const { return batch_; }
+
+  // A band of plane(0), plane(1), ..., `count` <= batch() of them. They take turns, so that what is
+  // stored has left the store buffer when it is loaded again, at other places.
+  template <typename F>
+  void run(F&& plane, int64_t count, int64_t band) {
+    const int64_t begin = band * band_, target_rows = rows_.targets.size();
     const int64_t end = std::min(begin + band_, ceil_div(target_rows, target_phases_));
-    stage(plane, begin - top_, end - begin + span_);
-    for (size_t phase = 0; phase < taps_.size(); ++phase) {
-      const std::vector<Run>& taps = taps_[phase];
-      A* results = results_.data() + phase * target_plane_;
-      const int64_t count = (end - begin) * pitch_;
-      for_count(taps.size(), [&](auto known) {
-        if constexpr (op == Op::max) {
-          maxima<known>(results, count);
-        } else {
-          sums<known>(taps, results, count);
-        }
-      });
+    for (int64_t p = 0; p < count; ++p) stage(plane(p), p, begin - top_, end - begin + span_);
+    for (int64_t p = 0; p < count; ++p) {
+      for (size_t phase = 0; phase < taps_.size(); ++phase) {
+        for_count(taps_[phase].size(), [&](auto known) {
+          if constexpr (op == Op::max) {
+            maxima<known>(p, (end - begin) * pitch_);
+          } else {
+            sums<known>(p, phase, (end - begin) * pitch_);
+          }
+        });
+      }
     }
-    for (int64_t i = begin; i < end; ++i) {
-      for (int64_t phase = 0; phase < target_phases_; ++phase) {
-        const int64_t row = i * target_phases_ + phase;
-        if (row >= target_rows) break;
-        finish(plane, row, phase * target_stride * target_plane_ + (i - begin) * pitch_);
+    for (int64_t p = 0; p < count; ++p) {
+      const auto target = plane(p);
+      for (int64_t i = begin; i < end; ++i) {
+        for (int64_t phase = 0; phase < target_phases_; ++phase) {
+          const int64_t row = i * target_phases_ + phase;
+          if (row >= target_rows) break;
+          finish(target, row,
+                 p * results_size_ + phase * target_stride * target_plane_ + (i - begin) * pitch_);
+        }
       }
     }
   }
@@ -165,6 +176,7 @@ class RunPooling {
   const int64_t source_rows_, source_columns_, target_columns_;
   const int64_t source_phases_, target_phases_;  // of the rows
   int64_t top_, span_, left_, pitch_, band_, slack_, source_plane_, target_plane_;
+  int64_t sources_, results_size_, batch_;
   std::vector<A> staged_, results_, extents_;
   std::vector<N> argmax_;
   std::vector<std::vector<Run>> taps_;  // of each target phase
@@ -217,7 +229,7 @@ class RunPooling {
   // Stores are of bytes, which may be members, for all a compiler knows: loops are over locals.
 
   // `count` rows of each phase from `first` on.
-  void stage(const Pooling<op, T, J>& plane, int64_t first, int64_t count) {
+  void stage(const Pooling<op, T, J>& plane, int64_t p, int64_t first, int64_t count) {
     const int64_t phases = source_phases_, down = plane.source.row;
     const int64_t padding = is_adjoint(op) ? left_ : windows_.across.padding;
     // Where the first column is, and the second one.
@@ -227,7 +239,7 @@ class RunPooling {
     int64_t row = first * phases - (is_adjoint(op) ? 0 : windows_.down.padding);
     const T* from = plane.source.data + row * down;
     for (int64_t i = 0; i < count; ++i) {
-      A* to = staged_.data() + i * pitch_;
+      A* to = staged_.data() + p * sources_ + i * pitch_;
       for (int64_t phase = 0; phase < phases; ++phase, ++row, from += down) {
         if (used_[phase]) {
           if (row >= 0 && row < source_rows_) {
@@ -239,10 +251,10 @@ class RunPooling {
               stage_row(from, source_columns_, more, to + even, to + odd,
                         [](V x, int64_t) { return x; });
             }
-            if constexpr (op == Op::max_adjoint) stage_argmax(plane.argmax.at(row, 0), i);
+            if constexpr (op == Op::max_adjoint) stage_argmax(plane.argmax.at(row, 0), p, i);
           } else {
-            for (int p = 0; p < source_stride; ++p) {
-              std::fill_n(to + p * source_plane_, pitch_, fill);
+            for (int column = 0; column < source_stride; ++column) {
+              std::fill_n(to + column * source_plane_, pitch_, fill);
             }
           }
         }
@@ -268,9 +280,9 @@ class RunPooling {
     }
   }
 
-  void stage_argmax(const J* from, int64_t i) {
+  void stage_argmax(const J* from, int64_t p, int64_t i) {
     const int64_t columns = source_columns_;
-    N* to = argmax_.data() + i * pitch_ + left_;
+    N* to = argmax_.data() + p * sources_ + i * pitch_ + left_;
     for (int64_t c = 0; c < columns; c += lanes) {
       const int count = static_cast<int>(std::min<int64_t>(lanes, columns - c));
       const auto taps = load_first_bytes<Bytes>(from + c, count * int(sizeof(J)));
@@ -302,9 +314,8 @@ class RunPooling {
     const std::vector<Run>& taps;
     const E* begin[Count + 1];
 
-    Runs(const std::vector<E>& memory, const std::vector<Run>& taps)
-        : memory(memory.data()), taps(taps) {
-      for (int t = 0; t < Count; ++t) begin[t] = memory.data() + taps[t].source;
+    Runs(const E* memory, const std::vector<Run>& taps) : memory(memory), taps(taps) {
+      for (int t = 0; t < Count; ++t) begin[t] = memory + taps[t].source;
     }
     int count() const { return Count == 0 ? static_cast<int>(taps.size()) : Count; }
     Vec<E> operator()(int t, int64_t i) const {
@@ -313,8 +324,10 @@ class RunPooling {
   };
 
   template <int Count>
-  void maxima(A* results, int64_t count) {
-    const Runs<Count, A> value(staged_, taps_[0]);
+  void maxima(int64_t p, int64_t count) {
+    const Runs<Count, A> value(staged_.data() + p * sources_, taps_[0]);
+    A* results = results_.data() + p * results_size_;
+    N* argmax = argmax_.data() + p * results_size_;
     for (int64_t i = 0; i < count; i += lanes) {
       V largest = value(0, i), sum = largest;
 #pragma GCC unroll 9
@@ -327,14 +340,16 @@ class RunPooling {
 #pragma GCC unroll 9
       for (int t = value.count(); t-- > 0;) where = value(t, i) == largest ? I{} + t : where;
       store(results + i, sum == sum ? largest : sum);
-      store(argmax_.data() + i, where);
+      store(argmax + i, where);
     }
   }
 
   template <int Count>
-  void sums(const std::vector<Run>& taps, A* results, int64_t count) const {
-    const Runs<Count, A> value(staged_, taps);
-    const Runs<op == Op::max_adjoint ? Count : 0, N> argmax(argmax_, taps);
+  void sums(int64_t p, size_t phase, int64_t count) {
+    const std::vector<Run>& taps = taps_[phase];
+    const Runs<Count, A> value(staged_.data() + p * sources_, taps);
+    const Runs<op == Op::max_adjoint ? Count : 0, N> argmax(argmax_.data() + p * sources_, taps);
+    A* results = results_.data() + p * results_size_ + phase * target_plane_;
     for (int64_t i = 0; i < count; i += lanes) {
       V total{};
 #pragma GCC unroll 9
