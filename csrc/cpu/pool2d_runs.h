@@ -111,15 +111,22 @@ class RunPooling {
     const int64_t begin = band * band_, target_rows = rows_.targets.size();
     const int64_t end = std::min(begin + band_, ceil_div(target_rows, target_phases_));
     for (int64_t p = 0; p < count; ++p) stage(plane(p), p, begin - top_, end - begin + span_);
+    const int64_t next = batch_ > 1 ? count * source_rows_ : band_ * source_phases_;
     for (int64_t p = 0; p < count; ++p) {
+      const auto here = plane(p);
+      const int64_t run = (end - begin) * pitch_;
+      Streams streams{here.target.at(begin * target_phases_, 0),
+                      here.source.at(begin * source_phases_ + next, 0),
+                      source_phases_ * source_stride};
       for (size_t phase = 0; phase < taps_.size(); ++phase) {
         for_count(taps_[phase].size(), [&](auto known) {
           if constexpr (op == Op::max) {
-            maxima<known>(p, (end - begin) * pitch_);
+            maxima<known>(p, run, streams);
           } else {
-            sums<known>(p, phase, (end - begin) * pitch_);
+            sums<known>(p, phase, run, streams);
           }
         });
+        streams.lines = 0;
       }
     }
     for (int64_t p = 0; p < count; ++p) {
@@ -307,6 +314,22 @@ class RunPooling {
     }
   }
 
+  // What is written after the runs, and what is read for the next ones, asked for on the way.
+  struct Streams {
+    const T* target;
+    const T* source;
+    int64_t lines;  // vectors of sources for each one of targets
+
+    void advance() {
+      __builtin_prefetch(target, 1);
+      target += lanes;
+      for (int64_t line = 0; line < lines; ++line) {
+        __builtin_prefetch(source, 0, 2);
+        source += lanes;
+      }
+    }
+  };
+
   // Where in `memory` tap t of each target of a run is.
   template <int Count, typename E>
   struct Runs {
@@ -324,11 +347,12 @@ class RunPooling {
   };
 
   template <int Count>
-  void maxima(int64_t p, int64_t count) {
+  void maxima(int64_t p, int64_t count, Streams& streams) {
     const Runs<Count, A> value(staged_.data() + p * sources_, taps_[0]);
     A* results = results_.data() + p * results_size_;
     N* argmax = argmax_.data() + p * results_size_;
     for (int64_t i = 0; i < count; i += lanes) {
+      streams.advance();
       V largest = value(0, i), sum = largest;
 #pragma GCC unroll 9
       for (int t = 1; t < value.count(); ++t) {
@@ -345,12 +369,13 @@ class RunPooling {
   }
 
   template <int Count>
-  void sums(int64_t p, size_t phase, int64_t count) {
+  void sums(int64_t p, size_t phase, int64_t count, Streams& streams) {
     const std::vector<Run>& taps = taps_[phase];
     const Runs<Count, A> value(staged_.data() + p * sources_, taps);
     const Runs<op == Op::max_adjoint ? Count : 0, N> argmax(argmax_.data() + p * sources_, taps);
     A* results = results_.data() + p * results_size_ + phase * target_plane_;
     for (int64_t i = 0; i < count; i += lanes) {
+      streams.advance();
       V total{};
 #pragma GCC unroll 9
       for (int t = 0; t < value.count(); ++t) {

@@ -142,7 +142,7 @@ struct Pool {
   bool run_adjoint() const {
     if (fits_in_place()) {
       run_in_place();
-    } else if (fits_in_runs()) {
+    } else if (!getenv("TILES") && fits_in_runs()) {
       windows.across.stride == 1 ? run_in_runs<1>() : run_in_runs<2>();
     } else {
       return false;
@@ -155,7 +155,7 @@ struct Pool {
       run_in_place();
     } else if (op == Op::average_adjoint ? has_many_equal_rows() : has_long_runs()) {
       run_by_plane();
-    } else if (fits_in_runs()) {
+    } else if (!getenv("TILES") && fits_in_runs()) {
       windows.across.stride == 1 ? run_in_runs<1>() : run_in_runs<2>();
     } else {
       run_in_tiles();
