@@ -14,6 +14,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <vector>
 
@@ -68,17 +69,15 @@ class RunPooling {
     slack_ = 2 * lanes + pitch_;
     source_plane_ = (band_ + span_) * pitch_ + slack_;
     target_plane_ = band_ * pitch_ + slack_;
-    staged_.assign(source_phases_ * source_stride * source_plane_, fill);
-    results_.resize(target_phases_ * target_stride * target_plane_);
-    if constexpr (op == Op::max_adjoint) argmax_.assign(source_plane_, -1);
-    if constexpr (op == Op::max) argmax_.resize(target_plane_);
-    if constexpr (op == Op::average) {
-      for (const Axis::Target& column : columns.targets) extents_.push_back(A(column.extent));
-    }
-    if constexpr (op == Op::average_adjoint) {
-      for (double extent : columns.extent) extents_.push_back(A(extent));
-    }
-    extents_.resize(extents_.size() + lanes, 1);
+    sources_ = source_phases_ * source_stride * source_plane_;
+    results_size_ = target_phases_ * target_stride * target_plane_;
+    const bool whole = band_ * target_phases_ >= static_cast<int64_t>(rows.targets.size());
+    batch_ = whole ? std::max<int64_t>(1, room / std::max(sources_, results_size_)) : 1;
+    staged_.assign(batch_ * sources_, fill);
+    results_.resize(batch_ * results_size_);
+    if constexpr (op == Op::max_adjoint) argmax_.assign(batch_ * sources_, -1);
+    if constexpr (op == Op::max) argmax_.resize(batch_ * results_size_);
+    if constexpr (!has_argmax(op)) set_extents();
 
     taps_.resize(target_phases_ * target_stride);
     used_.resize(source_phases_);
@@ -103,26 +102,43 @@ class RunPooling {
            reach * (static_cast<int64_t>(columns.advance.size()) + lanes) <= room;
   }
 
-  void run(const Pooling<op, T, J>& plane, int64_t band) {
-    const int64_t begin = band * band_;
-    const int64_t target_rows = rows_.targets.size();
+  int64_t batch() const { return batch_; }
+
+  // A band of plane(0), plane(1), ..., `count` <= batch() of them. They take turns, so that what is
+  // stored has left the store buffer when it is loaded again, at other places.
+  template <typename F>
+  void run(F&& plane, int64_t count, int64_t band) {
+    const int64_t begin = band * band_, target_rows = rows_.targets.size();
     const int64_t end = std::min(begin + band_, ceil_div(target_rows, target_phases_));
-    stage(plane, begin - top_, end - begin + span_);
-    for (size_t phase = 0; phase < taps_.size(); ++phase) {
-      const std::vector<Run>& taps = taps_[phase];
-      A* results = results_.data() + phase * target_plane_;
-      const int64_t count = (end - begin) * pitch_;
-      for_count(taps.size(), [&](auto known) {
-        if constexpr (op == Op::max) {
-          maxima<known>(results, count);
-        } else {
-          sums<known>(taps, results, count);
-        }
-      });
+    for (int64_t p = 0; p < count; ++p) stage(plane(p), p, begin - top_, end - begin + span_);
+    const int64_t next = batch_ > 1 ? count * source_rows_ : band_ * source_phases_;
+    for (int64_t p = 0; p < count; ++p) {
+      const auto here = plane(p);
+      const int64_t run = (end - begin) * pitch_;
+      Streams streams{here.target.at(begin * target_phases_, 0),
+                      here.source.at(begin * source_phases_ + next, 0),
+                      source_phases_ * source_stride};
+      for (size_t phase = 0; phase < taps_.size(); ++phase) {
+        for_count(taps_[phase].size(), [&](auto known) {
+          if constexpr (op == Op::max) {
+            maxima<known>(p, run, streams);
+          } else {
+            sums<known>(p, phase, run, streams);
+          }
+        });
+        streams.lines = 0;
+      }
     }
-    for (int64_t row = begin * target_phases_; row < std::min(end * target_phases_, target_rows);
-         ++row) {
-      finish(plane, row, begin);
+    for (int64_t p = 0; p < count; ++p) {
+      const auto target = plane(p);
+      for (int64_t i = begin; i < end; ++i) {
+        for (int64_t phase = 0; phase < target_phases_; ++phase) {
+          const int64_t row = i * target_phases_ + phase;
+          if (row >= target_rows) break;
+          finish(target, row,
+                 p * results_size_ + phase * target_stride * target_plane_ + (i - begin) * pitch_);
+        }
+      }
     }
   }
 
@@ -167,10 +183,33 @@ class RunPooling {
   const int64_t source_rows_, source_columns_, target_columns_;
   const int64_t source_phases_, target_phases_;  // of the rows
   int64_t top_, span_, left_, pitch_, band_, slack_, source_plane_, target_plane_;
+  int64_t sources_, results_size_, batch_;
   std::vector<A> staged_, results_, extents_;
   std::vector<N> argmax_;
   std::vector<std::vector<Run>> taps_;  // of each target phase
   std::vector<char> used_;
+  bool multiply_ = false;
+
+  // Dividing by powers of two is multiplying, which is much faster.
+  void set_extents() {
+    std::vector<double> down = rows_.extent, across = columns_.extent;
+    if constexpr (op == Op::average) {
+      for (const Axis::Target& row : rows_.targets) down.push_back(row.extent);
+      for (const Axis::Target& column : columns_.targets) across.push_back(column.extent);
+    }
+    int exponent;
+    const auto is_power = [&](double x) { return std::frexp(x, &exponent) == 0.5; };
+    multiply_ = std::all_of(down.begin(), down.end(), is_power) &&
+                std::all_of(across.begin(), across.end(), is_power);
+    for (double extent : across) extents_.push_back(static_cast<A>(multiply_ ? 1 / extent : extent));
+    extents_.resize(extents_.size() + lanes, 1);
+  }
+
+  V divided(V x, double row_extent, int64_t column) const {
+    const V across = load<A>(extents_.data() + column);
+    return multiply_ ? x * (static_cast<A>(1 / row_extent) * across)
+                     : x / (static_cast<A>(row_extent) * across);
+  }
 
   static I lane_numbers() {
     I lane;
@@ -178,13 +217,13 @@ class RunPooling {
     return lane;
   }
 
-  // Up to a vector; lanes beyond what is left are filled.
-  static V load_rest(const T* p, int64_t left) {
+  // Up to a vector of the `left` numbers of a row, and of the `more` ones that may be read beyond it.
+  // Lanes beyond the row are filled.
+  static V load_rest(const T* p, int64_t left, int64_t more) {
     if (left >= lanes) return load<A>(p);
-    const V filled = broadcast(fill);
-    if (left <= 0) return filled;
-    return lane_numbers() < static_cast<N>(left) ? load_first<A>(p, static_cast<int>(left))
-                                                 : filled;
+    if (left <= 0) return broadcast(fill);
+    const V x = left + more >= lanes ? load<A>(p) : load_first<A>(p, static_cast<int>(left));
+    return lane_numbers() < static_cast<N>(left) ? x : broadcast(fill);
   }
   static void store_rest(T* p, V value, int64_t left) {
     if (left >= lanes) {
@@ -194,56 +233,65 @@ class RunPooling {
     }
   }
 
+  // Stores are of bytes, which may be members, for all a compiler knows: loops are over locals.
+
   // `count` rows of each phase from `first` on.
-  void stage(const Pooling<op, T, J>& plane, int64_t first, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-      for (int64_t phase = 0; phase < source_phases_; ++phase) {
-        if (!used_[phase]) continue;
-        const int64_t row = (first + i) * source_phases_ + phase -
-                            (is_adjoint(op) ? 0 : windows_.down.padding);
-        A* to = staged_.data() + phase * source_stride * source_plane_ + i * pitch_;
-        if (row >= 0 && row < source_rows_) {
-          stage_row(plane, row, to);
-          if constexpr (op == Op::max_adjoint) stage_argmax(plane, row, i);
-        } else {
-          for (int p = 0; p < source_stride; ++p) std::fill_n(to + p * source_plane_, pitch_, fill);
-        }
-      }
-    }
-  }
-
-  void stage_row(const Pooling<op, T, J>& plane, int64_t row, A* to) {
-    const T* from = plane.source.at(row, 0);
+  void stage(const Pooling<op, T, J>& plane, int64_t p, int64_t first, int64_t count) {
+    const int64_t phases = source_phases_, down = plane.source.row;
     const int64_t padding = is_adjoint(op) ? left_ : windows_.across.padding;
-    if constexpr (source_stride == 1) {
-      to += padding;
-      for (int64_t i = 0; i < source_columns_; i += lanes) {
-        prefetch_ahead<lanes * sizeof(T)>(from + i);
-        V x = load_rest(from + i, source_columns_ - i);
-        if constexpr (op == Op::average_adjoint) {
-          x /= static_cast<A>(rows_.extent[row]) * load<A>(extents_.data() + i);
+    // Where the first column is, and the second one.
+    const int64_t even = padding % source_stride * source_plane_ + padding / source_stride;
+    const int64_t odd =
+        (padding + 1) % source_stride * source_plane_ + (padding + 1) / source_stride;
+    int64_t row = first * phases - (is_adjoint(op) ? 0 : windows_.down.padding);
+    const T* from = plane.source.data + row * down;
+    for (int64_t i = 0; i < count; ++i) {
+      A* to = staged_.data() + p * sources_ + i * pitch_;
+      for (int64_t phase = 0; phase < phases; ++phase, ++row, from += down) {
+        if (used_[phase]) {
+          if (row >= 0 && row < source_rows_) {
+            const int64_t more = (source_rows_ - 1 - row) * down;
+            if constexpr (op == Op::average_adjoint) {
+              stage_row(from, source_columns_, more, to + even, to + odd,
+                        [this, row](V x, int64_t c) { return divided(x, rows_.extent[row], c); });
+            } else {
+              stage_row(from, source_columns_, more, to + even, to + odd,
+                        [](V x, int64_t) { return x; });
+            }
+            if constexpr (op == Op::max_adjoint) stage_argmax(plane.argmax.at(row, 0), p, i);
+          } else {
+            for (int column = 0; column < source_stride; ++column) {
+              std::fill_n(to + column * source_plane_, pitch_, fill);
+            }
+          }
         }
-        store(to + i, x);
-      }
-    } else {
-      constexpr auto all = std::make_integer_sequence<int, lanes>{};
-      A* even = to + padding % 2 * source_plane_ + padding / 2;
-      A* odd = to + (padding + 1) % 2 * source_plane_ + (padding + 1) / 2;
-      for (int64_t i = 0; i < source_columns_; i += 2 * lanes) {
-        prefetch_ahead<2 * lanes * sizeof(T)>(from + i);
-        const V a = load_rest(from + i, source_columns_ - i);
-        const V b = load_rest(from + i + lanes, source_columns_ - i - lanes);
-        store(even + i / 2, even_lanes(a, b, all));
-        store(odd + i / 2, odd_lanes(a, b, all));
+        to += source_stride * source_plane_;
       }
     }
   }
 
-  void stage_argmax(const Pooling<op, T, J>& plane, int64_t row, int64_t i) {
-    const J* from = plane.argmax.at(row, 0);
-    N* to = argmax_.data() + i * pitch_ + left_;
-    for (int64_t c = 0; c < source_columns_; c += lanes) {
-      const int count = static_cast<int>(std::min<int64_t>(lanes, source_columns_ - c));
+  // `more` numbers may be read beyond the row.
+  template <typename F>
+  static void stage_row(const T* from, int64_t columns, int64_t more, A* even, A* odd, F&& f) {
+    constexpr auto all = std::make_integer_sequence<int, lanes>{};
+    for (int64_t i = 0; i < columns; i += source_stride * lanes) {
+      prefetch_ahead<source_stride * lanes * sizeof(T)>(from + i);
+      const V x = load_rest(from + i, columns - i, more);
+      if constexpr (source_stride == 1) {
+        store(even + i, f(x, i));
+      } else {
+        const V next = load_rest(from + i + lanes, columns - i - lanes, more);
+        store(even + i / 2, even_lanes(x, next, all));
+        store(odd + i / 2, odd_lanes(x, next, all));
+      }
+    }
+  }
+
+  void stage_argmax(const J* from, int64_t p, int64_t i) {
+    const int64_t columns = source_columns_;
+    N* to = argmax_.data() + p * sources_ + i * pitch_ + left_;
+    for (int64_t c = 0; c < columns; c += lanes) {
+      const int count = static_cast<int>(std::min<int64_t>(lanes, columns - c));
       const auto taps = load_first_bytes<Bytes>(from + c, count * int(sizeof(J)));
       store(to + c, convert<N>(taps));
     }
@@ -266,6 +314,22 @@ class RunPooling {
     }
   }
 
+  // What is written after the runs, and what is read for the next ones, asked for on the way.
+  struct Streams {
+    const T* target;
+    const T* source;
+    int64_t lines;  // vectors of sources for each one of targets
+
+    void advance() {
+      __builtin_prefetch(target, 1);
+      target += lanes;
+      for (int64_t line = 0; line < lines; ++line) {
+        __builtin_prefetch(source, 0, 2);
+        source += lanes;
+      }
+    }
+  };
+
   // Where in `memory` tap t of each target of a run is.
   template <int Count, typename E>
   struct Runs {
@@ -273,9 +337,8 @@ class RunPooling {
     const std::vector<Run>& taps;
     const E* begin[Count + 1];
 
-    Runs(const std::vector<E>& memory, const std::vector<Run>& taps)
-        : memory(memory.data()), taps(taps) {
-      for (int t = 0; t < Count; ++t) begin[t] = memory.data() + taps[t].source;
+    Runs(const E* memory, const std::vector<Run>& taps) : memory(memory), taps(taps) {
+      for (int t = 0; t < Count; ++t) begin[t] = memory + taps[t].source;
     }
     int count() const { return Count == 0 ? static_cast<int>(taps.size()) : Count; }
     Vec<E> operator()(int t, int64_t i) const {
@@ -284,9 +347,12 @@ class RunPooling {
   };
 
   template <int Count>
-  void maxima(A* results, int64_t count) {
-    const Runs<Count, A> value(staged_, taps_[0]);
+  void maxima(int64_t p, int64_t count, Streams& streams) {
+    const Runs<Count, A> value(staged_.data() + p * sources_, taps_[0]);
+    A* results = results_.data() + p * results_size_;
+    N* argmax = argmax_.data() + p * results_size_;
     for (int64_t i = 0; i < count; i += lanes) {
+      streams.advance();
       V largest = value(0, i), sum = largest;
 #pragma GCC unroll 9
       for (int t = 1; t < value.count(); ++t) {
@@ -298,15 +364,18 @@ class RunPooling {
 #pragma GCC unroll 9
       for (int t = value.count(); t-- > 0;) where = value(t, i) == largest ? I{} + t : where;
       store(results + i, sum == sum ? largest : sum);
-      store(argmax_.data() + i, where);
+      store(argmax + i, where);
     }
   }
 
   template <int Count>
-  void sums(const std::vector<Run>& taps, A* results, int64_t count) const {
-    const Runs<Count, A> value(staged_, taps);
-    const Runs<op == Op::max_adjoint ? Count : 0, N> argmax(argmax_, taps);
+  void sums(int64_t p, size_t phase, int64_t count, Streams& streams) {
+    const std::vector<Run>& taps = taps_[phase];
+    const Runs<Count, A> value(staged_.data() + p * sources_, taps);
+    const Runs<op == Op::max_adjoint ? Count : 0, N> argmax(argmax_.data() + p * sources_, taps);
+    A* results = results_.data() + p * results_size_ + phase * target_plane_;
     for (int64_t i = 0; i < count; i += lanes) {
+      streams.advance();
       V total{};
 #pragma GCC unroll 9
       for (int t = 0; t < value.count(); ++t) {
@@ -318,32 +387,36 @@ class RunPooling {
     }
   }
 
-  // A row of targets, of a band that begins with row `begin` of each phase.
-  void finish(const Pooling<op, T, J>& plane, int64_t row, int64_t begin) const {
+  // A row of targets, whose results begin at `at`.
+  void finish(const Pooling<op, T, J>& plane, int64_t row, int64_t at) const {
     constexpr auto all = std::make_integer_sequence<int, lanes>{};
-    const int64_t at = (row / target_phases_ - begin) * pitch_;
-    const A* results =
-        results_.data() + row % target_phases_ * target_stride * target_plane_ + at;
+    const int64_t columns = target_columns_, next = target_plane_;
+    const A* results = results_.data() + at;
+    const N* argmax = argmax_.data() + at;
     T* to = plane.target.at(row, 0);
-    for (int64_t c = 0; c < target_columns_; c += target_stride * lanes) {
-      const int64_t left = target_columns_ - c;
+    J* to_argmax = op == Op::max ? plane.argmax.at(row, 0) : nullptr;
+    bool special = false;
+    for (int64_t c = 0; c < columns; c += target_stride * lanes) {
+      const int64_t left = columns - c;
       V result = load<A>(results + c / target_stride);
       if constexpr (target_stride == 2) {
-        const V odd = load<A>(results + target_plane_ + c / 2);
+        const V odd = load<A>(results + next + c / 2);
         store_rest(to + c + lanes, interleave_high(result, odd, all), left - lanes);
         result = interleave_low(result, odd, all);
       }
-      if constexpr (op == Op::average) {
-        result /= static_cast<A>(rows_.targets[row].extent) * load<A>(extents_.data() + c);
-      }
+      if constexpr (op == Op::average) result = divided(result, rows_.targets[row].extent, c);
       store_rest(to + c, result, left);
       if constexpr (op == Op::max) {
-        const auto where = load_bytes<I>(argmax_.data() + at + c);
         const int count = static_cast<int>(std::min<int64_t>(lanes, left));
-        store_first_bytes(plane.argmax.at(row, c), convert<J>(where), count * int(sizeof(J)));
-        const I valid = lane_numbers() < static_cast<N>(count);
-        if (any(~(result > fill) & valid)) {
-          for (int l = 0; l < count; ++l) plane.template pixel<A>(row, c + l, 1);
+        store_first_bytes(to_argmax + c, convert<J>(load<N>(argmax + c)),
+                          count * int(sizeof(J)));
+        special |= any(~(result > fill) & (lane_numbers() < static_cast<N>(count)));
+      }
+    }
+    if constexpr (op == Op::max) {
+      if (special) {
+        for (int64_t c = 0; c < columns; ++c) {
+          if (!(results[c] > fill)) plane.template pixel<A>(row, c, 1);
         }
       }
     }

@@ -142,7 +142,7 @@ struct Pool {
   bool run_adjoint() const {
     if (fits_in_place()) {
       run_in_place();
-    } else if (fits_in_runs()) {
+    } else if (!getenv("TILES") && fits_in_runs()) {
       windows.across.stride == 1 ? run_in_runs<1>() : run_in_runs<2>();
     } else {
       return false;
@@ -155,7 +155,7 @@ struct Pool {
       run_in_place();
     } else if (op == Op::average_adjoint ? has_many_equal_rows() : has_long_runs()) {
       run_by_plane();
-    } else if (fits_in_runs()) {
+    } else if (!getenv("TILES") && fits_in_runs()) {
       windows.across.stride == 1 ? run_in_runs<1>() : run_in_runs<2>();
     } else {
       run_in_tiles();
@@ -243,13 +243,18 @@ struct Pool {
   template <int stride>
   void run_in_runs() const {
     const RunPooling<op, T, J, stride> one(rows, columns, windows);
-    const int64_t bands = ceil_div(height(), one.band_rows());
+    const int64_t bands = ceil_div(height(), one.band_rows()), planes = images * channels;
     const int64_t pixels = one.band_rows() * (width() + int64_t(columns.advance.size()));
-    parallel_for(0, images * channels * bands, grain(pixels), [&](int64_t begin, int64_t end) {
+    parallel_for(0, planes * bands, grain(pixels), [&](int64_t begin, int64_t end) {
       auto pooling = one;
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t plane = task / bands;
-        pooling.run(in_place(plane / channels, plane % channels), task % bands);
+      while (begin < end) {
+        const int64_t first = begin / bands;
+        const int64_t count = bands > 1 ? 1 : std::min(one.batch(), end - begin);
+        const auto plane = [&](int64_t p) {
+          return in_place((first + p) / channels, (first + p) % channels);
+        };
+        pooling.run(plane, count, begin % bands);
+        begin += count;
       }
     });
   }
