@@ -49,20 +49,59 @@ A sum_plane(const Extent& extent, const Planes<T>& g, const Planes<T>& y, int64_
   return horizontal_sum<A>(lanes);
 }
 
-// Pixels first ... first + count - 1, of all channels, added to sums.
+// The first n <= kLanes<A> of numbers `stride` apart; the other lanes are zero.
+template <typename A, typename T>
+Vec<A> load_spread(const T* p, int64_t stride, int n) {
+  if (stride == 1) return n < kLanes<A> ? load_first<A>(p, n) : load<A>(p);
+  A numbers[kLanes<A>] = {};
+  for (int i = 0; i < n; ++i) numbers[i] = load1<A>(p + i * stride);
+  return load<A>(numbers);
+}
+
+template <typename V>
+V passing(V y, V gradient) {
+  return y <= V{} ? V{} : gradient;
+}
+
+// The sums of pixels first ... first + count - 1 <= kBlock, for all channels, which lie side by side
+// in g: some vectors of channels at a time, in registers.
 template <typename T, typename A>
 void sum_pixels(const Extent& extent, const Planes<T>& g, const Planes<T>& y, int64_t first,
-                int64_t count, A* sums) {
-  alignas(kVectorBytes) A buffer[kChunk + kLanes<A>];
-  for (int64_t pixel = first; pixel < first + count; ++pixel) {
-    const int64_t w = pixel % extent.width, h = pixel / extent.width % extent.height;
-    const int64_t n = pixel / extent.width / extent.height;
-    for (int64_t c = 0; c < extent.channels; c += kChunk) {
-      const int channels = static_cast<int>(std::min<int64_t>(kChunk, extent.channels - c));
-      read(g, y, n * g.n + h * g.h + w * g.w + c * g.c, n * y.n + h * y.h + w * y.w + c * y.c, g.c,
-           y.c, channels, buffer);
-      for (int i = 0; i < channels; ++i) sums[c + i] += buffer[i];
+                int count, A* sums) {
+  constexpr int lanes = kLanes<A>;
+  const T *g_at[kBlock], *y_at[kBlock] = {};
+  int64_t w = first % extent.width, h = first / extent.width % extent.height;
+  int64_t n = first / extent.width / extent.height;
+  for (int i = 0; i < count; ++i) {
+    g_at[i] = g.data + n * g.n + h * g.h + w * g.w;
+    if (y.data) y_at[i] = y.data + n * y.n + h * y.h + w * y.w;
+    if (++w < extent.width) continue;
+    w = 0;
+    if (++h < extent.height) continue;
+    h = 0, ++n;
+  }
+  const auto sum = [&](int64_t c, auto vectors, auto&& load_g, auto&& load_y) {
+    constexpr int kSums = decltype(vectors)::value;
+    Vec<A> total[kSums] = {};
+    for (int i = 0; i < count; ++i) {
+      for (int v = 0; v < kSums; ++v) {
+        const Vec<A> value = load_g(g_at[i] + c + v * lanes);
+        total[v] += y.data ? passing(load_y(y_at[i] + (c + v * lanes) * y.c), value) : value;
+      }
     }
+    for (int v = 0; v < kSums; ++v) store(sums + c + v * lanes, total[v]);
+  };
+  int64_t c = 0;
+  if (!y.data || y.c == 1) {
+    const auto whole = [](const T* p) { return load<A>(p); };
+    for (; c + 4 * lanes <= extent.channels; c += 4 * lanes)
+      sum(c, std::integral_constant<int, 4>{}, whole, whole);
+  }
+  for (; c < extent.channels; c += lanes) {
+    const int n = static_cast<int>(std::min<int64_t>(lanes, extent.channels - c));
+    sum(
+        c, std::integral_constant<int, 1>{}, [n](const T* p) { return load_spread<A>(p, 1, n); },
+        [n, &y](const T* p) { return load_spread<A>(p, y.c, n); });
   }
 }
 
@@ -72,12 +111,13 @@ void bias_grad(const Extent& extent, const Planes<T>& g, const Planes<T>& y, T* 
   const bool channels_last = g.c == 1 && extent.channels > 1;
   const int64_t pixels = extent.images * extent.height * extent.width;
   const int64_t parts = channels_last ? (pixels + kBlock - 1) / kBlock : extent.images;
-  std::vector<A> partial(parts * extent.channels);
+  const int64_t width = (extent.channels + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
+  std::vector<A> partial(parts * width);
   if (channels_last) {
     parallel_for(0, parts, grain(8 * kBlock * extent.channels), [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) {
-        sum_pixels(extent, g, y, part * kBlock, std::min<int64_t>(kBlock, pixels - part * kBlock),
-                   partial.data() + part * extent.channels);
+        const int count = static_cast<int>(std::min<int64_t>(kBlock, pixels - part * kBlock));
+        sum_pixels(extent, g, y, part * kBlock, count, partial.data() + part * width);
       }
     });
   } else {
@@ -85,15 +125,16 @@ void bias_grad(const Extent& extent, const Planes<T>& g, const Planes<T>& y, T* 
     parallel_for(0, parts * extent.channels, grain(8 * plane), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = i / extent.channels, c = i % extent.channels;
-        partial[i] = sum_plane<T, A>(extent, g, y, n * g.n + c * g.c, n * y.n + c * y.c);
+        partial[n * width + c] =
+            sum_plane<T, A>(extent, g, y, n * g.n + c * g.c, n * y.n + c * y.c);
       }
     });
   }
-  for (int64_t c = 0; c < extent.channels; ++c) {
-    double sum = 0;
-    for (int64_t part = 0; part < parts; ++part) sum += partial[part * extent.channels + c];
-    store1(out + c, static_cast<A>(sum));
+  std::vector<double> sums(width);
+  for (int64_t part = 0; part < parts; ++part) {
+    for (int64_t c = 0; c < width; ++c) sums[c] += partial[part * width + c];
   }
+  for (int64_t c = 0; c < extent.channels; ++c) store1(out + c, static_cast<A>(sums[c]));
 }
 
 template <typename T>

@@ -143,7 +143,7 @@ struct Dropout {
       const int64_t begin = first + std::min(r, rows - 1) * row_stride, early = begin & 3;
       for (int64_t i = 0; i < early + count; i += kBlock) {
         philox_block(static_cast<uint64_t>(begin - early + i) / 4, seed,
-                     reinterpret_cast<uint32_t(&)[kBlock]>(words[r][i]));
+                     reinterpret_cast<uint32_t (&)[kBlock]>(words[r][i]));
       }
       row[r] = words[r] + early;
     }

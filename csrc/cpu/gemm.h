@@ -45,6 +45,7 @@ constexpr int kDepth = 240;
 // Tiles of C, in elements: at most, before `Tiling` evens them out.
 constexpr int64_t kTileRows = 960;
 constexpr int64_t kTileCols = 1056;
+constexpr int64_t kLargeTile = 1 << 18;  // does not stay in the second-level cache
 
 // How many tasks of so many multiply-adds each are worth a thread: a hundred thousand, some
 // microseconds.
@@ -317,8 +318,10 @@ void pack_along_depth(const Reader& reader, int64_t first, int count, int64_t k,
       for (int r = used; r < rows; ++r) std::fill_n(buffer[r], depth, A{0});
       from = {buffer[0], kDepth + lanes};
     }
-    int d = 0;
-    for (; d + lanes <= depth; d += lanes) {
+    for (int next = 0; next + lanes <= depth;) {
+      const int d = next;
+      next =
+          d + lanes == depth ? depth : std::min(d + lanes, depth - lanes);  // again the last ones
       Vec<A> block[rows];
 #pragma GCC unroll 16
       for (int r = 0; r < rows; ++r) block[r] = load<A>(from.data + r * from.stride + d);
@@ -330,7 +333,7 @@ void pack_along_depth(const Reader& reader, int64_t first, int count, int64_t k,
         store(panel + d * Width + r * stride + i, block[r]);
       }
     }
-    for (; d < depth; ++d) {
+    for (int d = 0; depth < lanes && d < depth; ++d) {
       for (int r = 0; r < rows; ++r) panel[d * Width + i + r] = from.data[r * from.stride + d];
     }
   }
@@ -357,8 +360,7 @@ void pack_across_depth(const Reader& reader, int64_t first, int count, int64_t k
     for (int i = count; i % step != 0; ++i) row[i] = 0;
     A* to = panels + d * Width;
     for (int i = 0; i < count; i += Width, to += size) {
-      for (int s = 0; s < Width; s += step) 
-        store(to + s, load_bytes<Vec<A, step>>(row + i + s));
+      for (int s = 0; s < Width; s += step) store(to + s, load_bytes<Vec<A, step>>(row + i + s));
     }
   }
 }
@@ -402,9 +404,18 @@ struct Tiling {
   int64_t count() const { return (m + rows - 1) / rows * across; }
 };
 
-// Scratch memory, first zero, that a thread keeps from call to call: fresh pages cost more than packing does. Large
-// ones ask for huge pages, without which looking up addresses takes up to a third of a product's time.
-// Two slots serve two uses at once.
+// How a sum over k is cut into blocks of nearly equal depth.
+struct Blocks {
+  int64_t count, depth;
+
+  explicit Blocks(int64_t terms)
+      : count(std::max<int64_t>((terms + kDepth - 1) / kDepth, 1)),
+        depth(std::max<int64_t>((terms + count - 1) / count, 1)) {}
+};
+
+// Scratch memory, first zero, that a thread keeps from call to call: fresh pages cost more than packing
+// does. Large ones ask for huge pages, without which looking up addresses takes up to a third of a
+// product's time. Two slots serve two uses at once.
 template <typename A, int Slot = 0>
 A* scratch(size_t count) {
   constexpr size_t huge_page = 2 << 20;
@@ -437,36 +448,56 @@ void gemm_tile(const Tiling& tiling, int64_t tile, int64_t begin, int64_t end, c
   const int64_t i0 = tile / tiling.across * tiling.rows, j0 = tile % tiling.across * tiling.cols;
   const int64_t i1 = std::min(i0 + tiling.rows, tiling.m),
                 j1 = std::min(j0 + tiling.cols, tiling.n);
-  const int64_t blocks = std::max<int64_t>((end - begin + kDepth - 1) / kDepth, 1);
-  const int64_t depth = std::max<int64_t>((end - begin + blocks - 1) / blocks, 1);
+  const Blocks cut(end - begin);
+  const int64_t blocks = cut.count, depth = cut.depth;
   const int64_t a_size = tiling.rows / kRows * panel_size<kRows, A>(depth);
-  const int64_t b_size = panel_size<kCols<A>, A>(depth);
+  // A large C of few k's is written row after row, for the memory's sake; B stays packed then.
+  const bool by_rows = blocks == 1 && tiling.rows * tiling.cols > kLargeTile;
+  const int64_t b_size = (by_rows ? tiling.cols / kCols<A> : 1) * panel_size<kCols<A>, A>(depth);
   const int64_t c_size = blocks == 1 ? kRows * kCols<A> : tiling.rows * tiling.cols;
   const int64_t chunk = rows_at_a_time(a);
   A* const a_panels = scratch<A>(a_size + b_size + c_size);
-  A* const b_panel = a_panels + a_size;
-  A* const c_pieces = b_panel + b_size;
-  for (int64_t k = begin; k == begin || k < end; k += depth) {
-    const int block = static_cast<int>(std::min(end - k, depth));
-    const bool last = k + depth >= end;
-    A* c = c_pieces;
-    for (int64_t j = j0; j < j1; j += kCols<A>) {
-      const int cols = static_cast<int>(std::min<int64_t>(kCols<A>, j1 - j));
+  A* const b_panels = a_panels + a_size;
+  A* c = b_panels + b_size;
+  Ahead ahead;
+  // One piece of C, of a block of k's. Panels are packed when they are first needed, and what will
+  // be packed next is fetched.
+  const auto piece = [&](int64_t i, int64_t j, int64_t k,
+                         int block) __attribute__((always_inline)) {
+    const int rows = static_cast<int>(std::min<int64_t>(kRows, i1 - i));
+    const int cols = static_cast<int>(std::min<int64_t>(kCols<A>, j1 - j));
+    A* const a_panel = a_panels + (i - i0) / kRows * panel_size<kRows, A>(block);
+    A* const b_panel =
+        b_panels + (by_rows ? (j - j0) / kCols<A> * panel_size<kCols<A>, A>(block) : 0);
+    if (i == i0) {
       pack<kCols<A>>(b, j, cols, k, block, b_panel);
       const int64_t next = j + cols;
-      Ahead ahead = next < j1 ? Ahead(b, next, std::min<int64_t>(kCols<A>, j1 - next), k, block)
-                              : Ahead(b, j0, std::min<int64_t>(kCols<A>, j1 - j0), k + depth,
-                                      std::min(end - k - depth, depth));
-      A* a_panel = a_panels;
-      for (int64_t i = i0; i < i1; i += kRows, a_panel += panel_size<kRows, A>(block)) {
-        const int rows = static_cast<int>(std::min<int64_t>(kRows, i1 - i));
-        if (j == j0 && (i - i0) % chunk == 0) {
-          pack<kRows>(a, i, std::min(chunk, i1 - i), k, block, a_panel);
-          ahead = Ahead(a, i + chunk, std::min(chunk, i1 - i - chunk), k, block);
-        }
-        micro_kernel_for<A, FetchingColumns<A>>(rows, cols)(block, a_panel, {b_panel, &ahead}, c,
-                                                            k != begin);
-        if (last) store(i, j, rows, cols, c);
+      ahead = next < j1 ? Ahead(b, next, std::min<int64_t>(kCols<A>, j1 - next), k, block)
+                        : Ahead(b, j0, std::min<int64_t>(kCols<A>, j1 - j0), k + depth,
+                                std::min(end - k - depth, depth));
+    }
+    if (j == j0 && (i - i0) % chunk == 0) {
+      pack<kRows>(a, i, std::min(chunk, i1 - i), k, block, a_panel);
+      ahead = Ahead(a, i + chunk, std::min(chunk, i1 - i - chunk), k, block);
+    }
+    micro_kernel_for<A, FetchingColumns<A>>(rows, cols)(block, a_panel, {b_panel, &ahead}, c,
+                                                        k != begin);
+    if (k + depth >= end) store(i, j, rows, cols, c);
+  };
+  if (by_rows) {
+    const int block = static_cast<int>(end - begin);
+    for (int64_t i = i0; i < i1; i += kRows) {
+      for (int64_t j = j0; j < j1; j += kCols<A>) piece(i, j, begin, block);
+    }
+    return;
+  }
+  A* const c_pieces = c;
+  for (int64_t k = begin; k == begin || k < end; k += depth) {
+    const int block = static_cast<int>(std::min(end - k, depth));
+    c = c_pieces;
+    for (int64_t j = j0; j < j1; j += kCols<A>) {
+      for (int64_t i = i0; i < i1; i += kRows) {
+        piece(i, j, k, block);
         if (blocks > 1) c += kRows * kCols<A>;
       }
     }

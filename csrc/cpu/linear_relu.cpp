@@ -115,6 +115,66 @@ void few_rows(int64_t m, int64_t n, int64_t depth, const Matrix<T>& a, const Mat
                });
 }
 
+// The same where rows of B lie across k: they are read as they lie, some side by side, and added to
+// sums in the first-level cache, in the order and the blocks of gemm.h.
+template <int Group, typename T, typename A>
+void add_rows(int64_t m, int64_t cols, const A* a, const T* b, int64_t stride, A* sums,
+              int64_t width) {
+  constexpr int lanes = kLanes<A>;
+  for (int64_t x = 0; x < cols; x += lanes) {
+    const int rest = static_cast<int>(cols - x);
+    Vec<A> row[Group];
+    for (int g = 0; g < Group; ++g) {
+      const T* from = b + g * stride + x;
+      row[g] = rest < lanes ? load_first<A>(from, rest) : load<A>(from);
+      __builtin_prefetch(from + Group * stride);
+    }
+    for (int64_t i = 0; i < m; ++i) {
+      Vec<A> sum = load<A>(sums + i * width + x);
+#pragma GCC unroll 4
+      for (int g = 0; g < Group; ++g) sum += broadcast(a[g * kRows + i]) * row[g];
+      store(sums + i * width + x, sum);
+    }
+  }
+}
+
+template <typename T>
+void few_rows_across(int64_t m, int64_t n, int64_t depth, const Matrix<T>& a, const Matrix<T>& b,
+                     const Writer<T>& out) {
+  using A = Accumulator<T>;
+  constexpr int64_t lanes = kLanes<A>, group = 4, most = 4096;  // sums of a task
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t width =
+      (std::min(most / m, (n + threads - 1) / threads) + lanes - 1) / lanes * lanes;
+  const Blocks blocks(depth);
+  parallel_for(0, (n + width - 1) / width, grain(m * width * depth),
+               [&](int64_t begin, int64_t end) {
+                 A* const total = scratch<A>(2 * m * width + panel_size<kRows, A>(kDepth));
+                 A *const sums = total + m * width, *const panel = sums + m * width;
+                 for (int64_t j = begin * width; j < std::min(end * width, n); j += width) {
+                   const int64_t cols = std::min(width, n - j);
+                   std::fill_n(total, m * width, A{0});
+                   for (int64_t k = 0; k < depth; k += blocks.depth) {
+                     const int block = static_cast<int>(std::min(blocks.depth, depth - k));
+                     const T* from = b.data + k * b.k_stride + j;
+                     pack<kRows>(a, 0, m, k, block, panel);
+                     std::fill_n(sums, m * width, A{0});
+                     int d = 0;
+                     for (; d + group <= block; d += group)
+                       add_rows<group>(m, cols, panel + d * kRows, from + d * b.k_stride,
+                                       b.k_stride, sums, width);
+                     for (; d < block; ++d)
+                       add_rows<1>(m, cols, panel + d * kRows, from + d * b.k_stride, b.k_stride,
+                                   sums, width);
+                     for (int64_t x = 0; x < m * width; x += lanes)
+                       store(total + x, load<A>(total + x) + load<A>(sums + x));
+                   }
+                   for (int64_t i = 0; i < m; ++i)
+                     out.rows(i, j, 1, static_cast<int>(cols), total + i * width);
+                 }
+               });
+}
+
 // c = A B^T by tiles, each of whose pieces goes to write(i, j, rows, cols, c).
 template <typename T, typename Write>
 void tiles(int64_t m, int64_t n, int64_t depth, const Matrix<T>& a, const Matrix<T>& b,
@@ -137,6 +197,7 @@ void product(int64_t m, int64_t n, int64_t depth, const Matrix<T>& a, const Matr
   if (m <= kFewRows && a.k_stride == 1 && b.k_stride == 1 && !a.y) {
     return few_rows(m, n, depth, a, b, writer);
   }
+  if (m <= kRows && b.i_stride == 1) return few_rows_across(m, n, depth, a, b, writer);
   // Whichever of the two leaves fewer lanes empty lies along vectors.
   const auto padded = [](int64_t count) {
     constexpr int lanes = kLanes<Accumulator<T>>;

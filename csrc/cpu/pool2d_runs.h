@@ -201,7 +201,8 @@ class RunPooling {
     const auto is_power = [&](double x) { return std::frexp(x, &exponent) == 0.5; };
     multiply_ = std::all_of(down.begin(), down.end(), is_power) &&
                 std::all_of(across.begin(), across.end(), is_power);
-    for (double extent : across) extents_.push_back(static_cast<A>(multiply_ ? 1 / extent : extent));
+    for (double extent : across)
+      extents_.push_back(static_cast<A>(multiply_ ? 1 / extent : extent));
     extents_.resize(extents_.size() + lanes, 1);
   }
 
@@ -408,8 +409,7 @@ class RunPooling {
       store_rest(to + c, result, left);
       if constexpr (op == Op::max) {
         const int count = static_cast<int>(std::min<int64_t>(lanes, left));
-        store_first_bytes(to_argmax + c, convert<J>(load<N>(argmax + c)),
-                          count * int(sizeof(J)));
+        store_first_bytes(to_argmax + c, convert<J>(load<N>(argmax + c)), count * int(sizeof(J)));
         special |= any(~(result > fill) & (lane_numbers() < static_cast<N>(count)));
       }
     }

@@ -265,8 +265,7 @@ inline void store_first(T* p, V value, int n) {
   using Memory = std::conditional_t<std::is_arithmetic_v<T>, T, uint16_t>;
   T buffer[kLanes<Accumulator<T>>];
   store(buffer, value);
-  store_first_bytes(p, load_bytes<Vec<Memory, kLanes<Accumulator<T>>>>(buffer),
-                    n * int(sizeof(T)));
+  store_first_bytes(p, load_bytes<Vec<Memory, kLanes<Accumulator<T>>>>(buffer), n * int(sizeof(T)));
 }
 
 // Whether any lane of a comparison holds.
