@@ -72,6 +72,15 @@ class Patch {
     row_ = in_place_ ? x.strides.h : phases * width_ * col_;
     row_step = x.grid.step_h * row_;
     col_step = pixels ? x.grid.step_w * col_ : 1;
+    for (int64_t phase = 0; phase < phases; ++phase) {
+      const int64_t w = first_col_ + phase;
+      const auto first_from = [&](int64_t column) {
+        return std::clamp<int64_t>((column - w + phases - 1) / phases, 0, width_);
+      };
+      const int64_t low = w < 0 ? first_from(0) : 0;
+      const int64_t high = w < x.width ? std::max(first_from(x.width), low) : low;
+      phases_.push_back({phase * width_, low, high, w + low * phases});
+    }
     for (const Place& r : rows) {
       shifts_.push_back(r.shift);
       for (const Place& s : cols) places.push_back({r.index, s.index});
@@ -81,26 +90,26 @@ class Patch {
 
   // Of what `at` may need.
   int64_t size(int64_t out_rows) const {
-    return in_place_ ? 0 : height(out_rows) * row_ + (pixels ? 0 : cols_) + 2 * kLanes<A>;
+    return in_place_ ? 0 : height(out_rows) * row_ + kLanes<A>;
   }
 
   // The first place of the window for output (a, 0) of image n; copied to `to`, or in place.
   const A* at(int64_t n, int64_t channel, int count, int64_t a, int64_t out_rows, A* to) const {
     const Strides& s = x_.strides;
-    const int64_t step = x_.grid.step_w, first = a * x_.grid.step_h + first_row_;
+    const int64_t first = a * x_.grid.step_h + first_row_;
     if constexpr (std::is_same_v<T, A>) {
       if (in_place_)
         return x_.image + n * s.n + channel * s.c + first * s.h + first_col_ * s.w;
     }
-    A* const line = to + height(out_rows) * row_ + kLanes<A>;
     for (int64_t i = 0; i < height(out_rows); ++i) {
       A* const row = to + i * row_;
-      if (pixels || step == 1) {
-        read_padded(x_, n, channel, count, first + i, first_col_, cols_, pixels, row, col_);
+      const int64_t h = first + i;
+      if (pixels) {
+        read_padded(x_, n, channel, count, h, first_col_, cols_, true, row, col_);
+      } else if (h < 0 || h >= x_.height) {
+        zero_vectors(row, row_);
       } else {
-        read_padded(x_, n, channel, 1, first + i, first_col_, cols_, false, line, 0);
-        for (int64_t phase = 0; phase < std::min(step, cols_); ++phase)
-          read_row(line + phase, step, (cols_ - phase + step - 1) / step, row + phase * width_);
+        for (const Phase& phase : phases_) read_phase(phase, n, channel, h, row);
       }
     }
     return to;
@@ -123,6 +132,25 @@ class Patch {
   std::vector<ColumnRange> ranges;
 
  private:
+  // Columns of a patch, every step_w-th of the image's: from `begin` on, `low` to `high` are inside.
+  struct Phase {
+    int64_t begin, low, high, first;
+  };
+
+  void read_phase(const Phase& phase, int64_t n, int64_t channel, int64_t h, A* row) const {
+    const int64_t step = x_.grid.step_w, count = phase.high - phase.low;
+    const auto at = [&](const Strides& s) {
+      return n * s.n + channel * s.c + h * s.h + phase.first * s.w;
+    };
+    A* const to = row + phase.begin;
+    zero_vectors(to, phase.low);
+    read_row(x_.image + at(x_.strides), step * x_.strides.w, count, to + phase.low);
+    if (x_.mask) {
+      mask_row(x_.mask + at(x_.mask_strides), step * x_.mask_strides.w, count, to + phase.low);
+    }
+    zero_vectors(to + phase.high, width_ - phase.high);
+  }
+
   // Whether taps must not be read where they lie outside the image.
   bool clipped() const { return in_place_ && pixels; }
   int64_t height(int64_t out_rows) const { return (out_rows - 1) * x_.grid.step_h + rows_; }
@@ -173,6 +201,7 @@ class Patch {
   int64_t first_row_ = 0, first_col_ = 0, rows_ = 1, cols_ = 1;  // rows_: under one output
   int64_t width_, col_, row_;
   std::vector<int64_t> shifts_;  // of the window's rows
+  std::vector<Phase> phases_;
 };
 
 // Tasks: some rows of outputs of an image, and some channels; as sizes alone have it.
