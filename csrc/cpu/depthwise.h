@@ -104,12 +104,10 @@ class Patch {
     for (int64_t i = 0; i < height(out_rows); ++i) {
       A* const row = to + i * row_;
       const int64_t h = first + i;
-      if (pixels) {
-        read_padded(x_, n, channel, count, h, first_col_, cols_, true, row, col_);
-      } else if (h < 0 || h >= x_.height) {
+      if (h < 0 || h >= x_.height) {
         zero_vectors(row, row_);
       } else {
-        for (const Phase& phase : phases_) read_phase(phase, n, channel, h, row);
+        for (const Phase& phase : phases_) read_phase(phase, n, channel, count, h, row);
       }
     }
     return to;
@@ -137,18 +135,24 @@ class Patch {
     int64_t begin, low, high, first;
   };
 
-  void read_phase(const Phase& phase, int64_t n, int64_t channel, int64_t h, A* row) const {
-    const int64_t step = x_.grid.step_w, count = phase.high - phase.low;
+  void read_phase(const Phase& phase, int64_t n, int64_t channel, int count, int64_t h,
+                  A* row) const {
     const auto at = [&](const Strides& s) {
       return n * s.n + channel * s.c + h * s.h + phase.first * s.w;
     };
     A* const to = row + phase.begin;
-    zero_vectors(to, phase.low);
-    read_row(x_.image + at(x_.strides), step * x_.strides.w, count, to + phase.low);
-    if (x_.mask) {
-      mask_row(x_.mask + at(x_.mask_strides), step * x_.mask_strides.w, count, to + phase.low);
+    const T* from = x_.image + at(x_.strides);
+    const T* mask = x_.mask ? x_.mask + at(x_.mask_strides) : nullptr;
+    const Strides &s = x_.strides, &m = x_.mask_strides;
+    const int64_t inside = phase.high - phase.low, step = x_.grid.step_w;
+    zero_vectors(to, phase.low * col_);
+    if (pixels) {
+      read_matrix(from, s.w, s.c, mask, m.w, m.c, inside, count, to + phase.low * col_, col_);
+    } else {
+      read_row(from, step * s.w, inside, to + phase.low);
+      if (mask) mask_row(mask, step * m.w, inside, to + phase.low);
     }
-    zero_vectors(to + phase.high, width_ - phase.high);
+    zero_vectors(to + phase.high * col_, (width_ - phase.high) * col_);
   }
 
   // Whether taps must not be read where they lie outside the image.
