@@ -160,36 +160,47 @@ bool correlate_by_winograd(int64_t groups, const GroupStep& step, const Im2col<T
 
 // The same with one input and one output channel per group (depthwise.h).
 template <typename T>
-void correlate_depthwise(int64_t channels, const Im2col<T>& x, const std::vector<Tap>& taps,
-                         const TapWeights<T>& weights, int64_t weight_channel,
-                         const ImageWriter<T>& out) {
+void correlate_depthwise(int64_t channels, const Im2col<T>& x, const std::vector<Place>& rows,
+                         const std::vector<Place>& cols, const T* w, int64_t w_channel,
+                         const Strides& ws, const ImageWriter<T>& out) {
   using A = Accumulator<T>;
   const bool pixels = x.strides.c == 1;
-  const auto count = static_cast<int64_t>(taps.size());
-  std::vector<A> w(count * channels);
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t t = 0; t < count; ++t) {
-      w[pixels ? t * channels + c : c * count + t] =
-          load1<A>(weights.data + c * weight_channel + taps[t].weight);
+  const Patch<T> patch(x, rows, cols, Strips<T>::channels_at_a_time(pixels, channels), pixels);
+  const Strips<T> strips(x, patch, channels);
+  const WindowWeights<T> weights(channels, patch, w, w_channel, ws, out.epilogue);
+  const int64_t y_row = out.grid.step_h * out.strides.h, y_col = out.grid.step_w * out.strides.w;
+  const int64_t work =
+      strips.rows * strips.channels * x.grid.width * (8 + static_cast<int64_t>(patch.places.size()));
+  const auto run = [&](int64_t n, const typename Strips<T>::Strip& strip) {
+    const auto [channel, count, a, height] = strip;
+    const A* const from = patch.at(n, channel, count, a, height, scratch<A>(patch.size(height)));
+    T* const to = out.image + n * out.strides.n + channel * out.strides.c + a * y_row;
+    if (pixels) {
+      const WindowSum<T> sum{weights.at(channel), weights.tap_step,  weights.tap_step,   1,
+                             patch.col_step,      y_col,         out.strides.c, out.epilogue.relu};
+      for (int64_t i = 0; i < height; ++i) {
+        for (const ColumnRange& range : patch.ranges) {
+          sum(range.line, patch.taps(range, a + i), range.end - range.begin, count,
+              from + i * patch.row_step + range.begin * patch.col_step,
+              to + i * y_row + range.begin * y_col);
+        }
+      }
+    } else {
+      const WindowSum<T> sum{weights.at(channel), weights.tap_step,
+                             weights.tap_step * static_cast<int64_t>(cols.size()), 0,
+                             patch.row_step, y_row, y_col, out.epilogue.relu};
+      const ColumnRange& all = patch.ranges.front();
+      sum(all.line, patch.taps(all, a), height, x.grid.width, from, to);
     }
-  }
-  const int64_t rows = x.grid.images * x.grid.height, row_size = x.grid.width * count;
-  if (pixels) {
-    parallel_for(0, rows, grain(8 * row_size * channels), [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        depthwise_pixels(x, taps, channels, w.data(), out, row / x.grid.height,
-                         row % x.grid.height);
-      }
-    });
-  } else {
-    parallel_for(0, rows * channels, grain(8 * row_size), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t a = i % x.grid.height, c = i / x.grid.height % channels,
-                      n = i / x.grid.height / channels;
-        depthwise_row(x, taps, c, w.data() + c * count, out, n, a);
-      }
-    });
-  }
+  };
+  parallel_for(0, x.grid.images * strips.across * strips.blocks, grain(work),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t task = begin; task < end; ++task) {
+                   const int64_t plane = task / strips.blocks;
+                   run(plane / strips.across,
+                       strips.at(task % strips.blocks, plane % strips.across));
+                 }
+               });
 }
 
 // One direction, and one phase of the stride: `out` = `x` under a window, with weights at the given
@@ -203,13 +214,12 @@ void correlate(int64_t groups, const GroupStep& step, Im2col<T> x, const std::ve
       correlate_by_winograd(groups, step, x, rows, cols, w, w_output, w_plane, ws, out)) {
     return;
   }
-  // Depthwise, too, where channels are apart.
-  const bool depthwise = is_depthwise(groups, step, x) &&
-                         (x.strides.c == 1 || !fits_slabs(x, step.planes, rows, cols));
+  if (is_depthwise(groups, step, x))
+    return correlate_depthwise(groups, x, rows, cols, w, step.weights, ws, out);
   const bool slabs =
-      !depthwise && fits_slabs(x, step.planes, rows, cols) &&
+      fits_slabs(x, step.planes, rows, cols) &&
       (x.grid.step_w == 1 || step.outputs < 32 || x.grid.height * x.grid.width >= 256);
-  x.runs_over_taps = !depthwise && !slabs && runs_over_taps(x.strides, step.planes);
+  x.runs_over_taps = !slabs && runs_over_taps(x.strides, step.planes);
   auto taps =
       make_taps(step.planes, rows, cols, x.strides, x.mask_strides, w_plane, ws, x.runs_over_taps);
   const TapWeights<T> weights{w, w_output, taps.data(), dense_weights(taps)};
@@ -218,7 +228,6 @@ void correlate(int64_t groups, const GroupStep& step, Im2col<T> x, const std::ve
     merge_rows(x);
   x.limit(taps);
   x.taps = taps.data();
-  if (depthwise) return correlate_depthwise(groups, x, taps, weights, step.weights, out);
   if (slabs) return correlate_in_slabs(groups, step, x, depth, rows, cols, weights, out);
   correlate_packed(groups, step, x, depth, weights, out);
 }

@@ -181,6 +181,12 @@ void read_matrix(const T* from, int64_t row_stride, int64_t col_stride, const T*
                  A* to, int64_t to_stride) {
   constexpr int lanes = kLanes<A>;
   if (col_stride == 1 || row_stride != 1 || (mask && mask_row_stride != 1)) {
+    // Rows that follow one another are one long row.
+    if (col_stride == 1 && row_stride == cols && to_stride == cols &&
+        (!mask || (mask_col_stride == 1 && mask_row_stride == cols))) {
+      cols *= rows;
+      rows = 1;
+    }
     for (int64_t r = 0; r < rows; ++r) {
       read_row(from + r * row_stride, col_stride, cols, to + r * to_stride);
       if (mask) mask_row(mask + r * mask_row_stride, mask_col_stride, cols, to + r * to_stride);

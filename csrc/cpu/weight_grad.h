@@ -38,37 +38,67 @@ void add_parts(std::vector<A>& partial, int64_t parts, int64_t rows, int64_t row
   });
 }
 
-// The weight gradient with one input and one output channel per group. Partial results are those of
-// a block of rows, or of an image.
+// The weight gradient with one input and one output channel per group. A part is a run of blocks of
+// rows.
 template <typename T>
 void depthwise_weight_grad(int64_t channels, const Im2col<T>& g, const Im2col<T>& x,
+                           const std::vector<Place>& rows, const std::vector<Place>& cols,
                            const std::vector<Tap>& taps, T* dw) {
   using A = Accumulator<T>;
+  constexpr int lanes = kLanes<A>;
   const auto count = static_cast<int64_t>(taps.size());
-  const int64_t height = g.grid.height, rows = g.grid.images * height;
-  if (x.strides.c == 1) {
-    const int64_t parts = std::clamp<int64_t>(rows, 1, 32), block = (rows + parts - 1) / parts;
-    std::vector<A> partial(parts * count * channels);
-    parallel_for(0, parts, grain(8 * block * g.grid.width * count * channels),
-                 [&](int64_t begin, int64_t end) {
-                   for (int64_t row = begin * block; row < std::min(end * block, rows); ++row) {
-                     depthwise_weight_pixels(g, x, taps, channels, row / height, row % height,
-                                             partial.data() + row / block * count * channels);
-                   }
-                 });
-    add_parts(partial, parts, channels, 1, channels, taps, dw);
-  } else {
-    const int64_t parts = std::max<int64_t>(g.grid.images, 1);
-    std::vector<A> partial(parts * channels * count);
-    parallel_for(0, g.grid.images * channels, grain(8 * height * g.grid.width * count),
-                 [&](int64_t begin, int64_t end) {
-                   for (int64_t i = begin; i < end; ++i) {
-                     depthwise_weight_plane(g, x, taps, i % channels, i / channels,
-                                            partial.data() + i * count);
-                   }
-                 });
-    add_parts(partial, parts, channels, count, 1, taps, dw);
-  }
+  const bool pixels = x.strides.c == 1;
+  const int64_t together = Strips<T>::channels_at_a_time(pixels, channels);
+  const Patch<T> patch(x, rows, cols, together, pixels);
+  const Patch<T> gradient(g, {{0, 0}}, {{0, 0}}, together, pixels);
+  const Strips<T> strips(x, patch, channels);
+  const int64_t blocks = g.grid.images * strips.blocks;
+  const int64_t parts = std::clamp<int64_t>(blocks, 1, 32), run = (blocks + parts - 1) / parts;
+  const int64_t size = patch.size(strips.rows), g_size = gradient.size(strips.rows);
+  const int64_t stride = pixels ? whole_vectors<A>(strips.channels) : lanes;
+  std::vector<A> partial(parts * count * channels);
+  const int64_t work = run * strips.rows * strips.channels * g.grid.width * (8 + count);
+  parallel_for(0, parts * strips.across, grain(work), [&](int64_t begin, int64_t end) {
+    A* const values = scratch<A>(size + g_size + count * stride);
+    A* const gradients = values + size;
+    A* const sums = gradients + g_size;  // of each tap, for each channel or in one vector
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t part = i / strips.across, first = part * run;
+      std::fill_n(sums, count * stride, A{0});
+      for (int64_t block = first; block < std::min(first + run, blocks); ++block) {
+        const auto [channel, width, a, height] =
+            strips.at(block % strips.blocks, i % strips.across);
+        const int64_t n = block / strips.blocks;
+        const A* const xs = patch.at(n, channel, width, a, height, values);
+        const A* const gs = gradient.at(n, channel, width, a, height, gradients);
+        if (pixels) {
+          for (int64_t h = 0; h < height; ++h) {
+            for (const ColumnRange& range : patch.ranges) {
+              add_products(patch.taps(range, a + h), range.end - range.begin, width,
+                           gs + h * gradient.row_step + range.begin * gradient.col_step,
+                           gradient.col_step,
+                           xs + h * patch.row_step + range.begin * patch.col_step, patch.col_step,
+                           sums, stride, 1);
+            }
+          }
+        } else {
+          add_products(patch.taps(patch.ranges.front(), a), height, g.grid.width, gs,
+                       gradient.row_step, xs, patch.row_step, sums, stride, 0);
+        }
+      }
+      const auto [channel, width, a, height] = strips.at(0, i % strips.across);
+      A* const to = partial.data() + part * count * channels + channel;
+      for (int64_t t = 0; t < count; ++t) {
+        const A* const from = sums + t * stride;
+        if (pixels) {
+          std::copy_n(from, width, to + t * channels);
+        } else {
+          to[t * channels] = horizontal_sum<A>(load<A>(from));
+        }
+      }
+    }
+  });
+  add_parts(partial, parts, channels, 1, channels, taps, dw);
 }
 
 // The weight gradient by packing. Each chunk of the pixels makes a partial result of its own; how
@@ -248,7 +278,7 @@ void corr2d_weight_grad(const Geometry& geo, const T* g, const Strides& gs, cons
   auto taps = make_taps(geo.in, rows, cols, xs, {}, ws.c, ws, image.runs_over_taps);
   image.limit(taps);
   if (taps.empty() || geo.out == 0) return;
-  if (depthwise) return depthwise_weight_grad(geo.groups, gradient, image, taps, dw);
+  if (depthwise) return depthwise_weight_grad(geo.groups, gradient, image, rows, cols, taps, dw);
   if (slabs) return weight_grad_in_slabs(geo, gradient, image, rows, cols, taps, dw);
   weight_grad_packed(geo, gradient, image, taps, dw);
 }
