@@ -32,11 +32,17 @@ CXX_FLAGS = (
     "-Wall -Wextra -Wno-ignored-attributes -Wno-uninitialized -Wno-maybe-uninitialized -Wno-psabi"
 )
 NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden"
+AVX2 = "-mavx2 -mfma -mf16c -mbmi2"
+AVX512 = f"-mavx512f -mavx512bw -mavx512dq -mavx512vl {AVX2} -mprefer-vector-width=512"
 X86_TARGETS = {
-    "cpu_avx2": "-mavx2 -mfma -mf16c -mbmi2",
-    "cpu_avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mbmi2 "
-    "-mprefer-vector-width=512",
+    "cpu_avx2": AVX2,
+    "cpu_avx512": AVX512,
+    "cpu_avx512_bf16": f"{AVX512} -mavx512bf16",
+    "cpu_amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16",
 }
+# Targets that multiply matrices differently from another one, whose objects they share but for these.
+SHARED = {"cpu_avx512_bf16": "cpu_avx512", "cpu_amx": "cpu_avx512"}
+PRODUCTS = ("corr2d.cpp", "linear_relu.cpp")
 DEFAULT_CUDA_ARCHS = "8.0 8.6 8.9 9.0a 10.0 12.0+PTX"
 
 
@@ -194,8 +200,12 @@ class BuildKernels(build_ext):
             target = extension.name.rsplit(".", 1)[1]
             objects = []
             for source in extension.sources:
+                name = Path(source).name
+                if target in SHARED and name not in PRODUCTS:
+                    objects.append(f"{folder}/{SHARED[target]}/{name}.o")
+                    continue
                 compiler = "nvcc" if source.endswith(".cu") else "cxx"
-                objects.append(f"{folder}/{target}/{Path(source).name}.o")
+                objects.append(f"{folder}/{target}/{name}.o")
                 lines += [f"build {objects[-1]}: {compiler} {ROOT / source}"]
                 lines += [f"  flags = {' '.join(flags[target])}"]
             output = Path(self.get_ext_fullpath(extension.name)).resolve()

@@ -6,6 +6,10 @@
 
 #include <map>
 #include <string>
+#if defined(__linux__)
+#  include <sys/syscall.h>
+#  include <unistd.h>
+#endif
 
 namespace py = pybind11;
 
@@ -13,6 +17,17 @@ namespace py = pybind11;
 static const char* const kBuildRecord =
 #include "build_record.h"
     ;
+
+// Tile registers are large: Linux wants to be asked before a process uses them.
+static bool may_use_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // asm/prctl.h of Linux 5.16
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 
 // __builtin_cpu_supports wants literals. It also asks the operating system whether it saves the
 // registers.
@@ -28,7 +43,9 @@ static std::map<std::string, bool> cpu_features() {
   FEATURE("avx512bw");
   FEATURE("avx512dq");
   FEATURE("avx512vl");
+  FEATURE("avx512bf16");
 #  undef FEATURE
+  features["amx"] = may_use_amx();
 #endif
   return features;
 }

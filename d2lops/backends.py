@@ -15,9 +15,13 @@ from types import SimpleNamespace
 import torch
 
 # Best first, each with the processor features that its instructions need.
+_AVX2 = ("avx2", "fma", "f16c", "bmi2")
+_AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", *_AVX2)
 CPU_LIBRARIES = {
-    "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c", "bmi2"),
-    "avx2": ("avx2", "fma", "f16c", "bmi2"),
+    "amx": ("amx", "avx512bf16", *_AVX512),
+    "avx512_bf16": ("avx512bf16", *_AVX512),
+    "avx512": _AVX512,
+    "avx2": _AVX2,
     "generic": (),
 }
 BACKENDS = ("auto", "cpp", "triton")

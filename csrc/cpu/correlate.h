@@ -169,15 +169,16 @@ void correlate_depthwise(int64_t channels, const Im2col<T>& x, const std::vector
   const Strips<T> strips(x, patch, channels);
   const WindowWeights<T> weights(channels, patch, w, w_channel, ws, out.epilogue);
   const int64_t y_row = out.grid.step_h * out.strides.h, y_col = out.grid.step_w * out.strides.w;
-  const int64_t work =
-      strips.rows * strips.channels * x.grid.width * (8 + static_cast<int64_t>(patch.places.size()));
+  const int64_t work = strips.rows * strips.channels * x.grid.width *
+                       (8 + static_cast<int64_t>(patch.places.size()));
   const auto run = [&](int64_t n, const typename Strips<T>::Strip& strip) {
     const auto [channel, count, a, height] = strip;
     const A* const from = patch.at(n, channel, count, a, height, scratch<A>(patch.size(height)));
     T* const to = out.image + n * out.strides.n + channel * out.strides.c + a * y_row;
     if (pixels) {
-      const WindowSum<T> sum{weights.at(channel), weights.tap_step,  weights.tap_step,   1,
-                             patch.col_step,      y_col,         out.strides.c, out.epilogue.relu};
+      const WindowSum<T> sum{
+          weights.at(channel), weights.tap_step, weights.tap_step, 1, patch.col_step, y_col,
+          out.strides.c,       out.epilogue.relu};
       for (int64_t i = 0; i < height; ++i) {
         for (const ColumnRange& range : patch.ranges) {
           sum(range.line, patch.taps(range, a + i), range.end - range.begin, count,
@@ -186,9 +187,14 @@ void correlate_depthwise(int64_t channels, const Im2col<T>& x, const std::vector
         }
       }
     } else {
-      const WindowSum<T> sum{weights.at(channel), weights.tap_step,
-                             weights.tap_step * static_cast<int64_t>(cols.size()), 0,
-                             patch.row_step, y_row, y_col, out.epilogue.relu};
+      const WindowSum<T> sum{weights.at(channel),
+                             weights.tap_step,
+                             weights.tap_step * static_cast<int64_t>(cols.size()),
+                             0,
+                             patch.row_step,
+                             y_row,
+                             y_col,
+                             out.epilogue.relu};
       const ColumnRange& all = patch.ranges.front();
       sum(all.line, patch.taps(all, a), height, x.grid.width, from, to);
     }

@@ -98,8 +98,7 @@ class Patch {
     const Strides& s = x_.strides;
     const int64_t first = a * x_.grid.step_h + first_row_;
     if constexpr (std::is_same_v<T, A>) {
-      if (in_place_)
-        return x_.image + n * s.n + channel * s.c + first * s.h + first_col_ * s.w;
+      if (in_place_) return x_.image + n * s.n + channel * s.c + first * s.h + first_col_ * s.w;
     }
     for (int64_t i = 0; i < height(out_rows); ++i) {
       A* const row = to + i * row_;
@@ -118,7 +117,8 @@ class Patch {
     const auto rows_before = [&](int64_t h) {
       return clipped() ? std::lower_bound(shifts_.begin(), shifts_.end(), h - a * x_.grid.step_h) -
                              shifts_.begin()
-                       : h > 0 ? shifts_.size() : 0;
+             : h > 0   ? shifts_.size()
+                       : 0;
     };
     const WindowTap* taps = range.taps.data();
     return {taps + rows_before(0) * range.per_row, taps + rows_before(x_.height) * range.per_row};
@@ -297,8 +297,9 @@ struct WindowSum {
         const A* const w = weights + c * inner_step;
         T* const to = y + i * y_step + c * y_inner;
         if (lanes == kLanes<A> && y_inner == 1) {
-          run<Line, Count>(tap, end, w, from, [](const A* p) { return load<A>(p); }, to,
-                           [](T* p, Vec<A> value) { store(p, value); });
+          run<Line, Count>(
+              tap, end, w, from, [](const A* p) { return load<A>(p); }, to,
+              [](T* p, Vec<A> value) { store(p, value); });
         } else {
           run<Line, Count>(
               tap, end, w, from, [lanes](const A* p) { return load_first<A>(p, lanes); }, to,
@@ -373,8 +374,8 @@ struct AddProducts {
 };
 
 template <typename A>
-using AddProductsOf = void (*)(const WindowTap*, int64_t, const A*, int64_t, const A*, int64_t,
-                               int, A*, int64_t);
+using AddProductsOf = void (*)(const WindowTap*, int64_t, const A*, int64_t, const A*, int64_t, int,
+                               A*, int64_t);
 template <typename A, int... I>
 constexpr AddProductsOf<A> add_products_of(int64_t taps, std::integer_sequence<int, I...>) {
   constexpr AddProductsOf<A> kernels[] = {AddProducts<I + 1, A>::add...};
@@ -385,8 +386,8 @@ constexpr AddProductsOf<A> add_products_of(int64_t taps, std::integer_sequence<i
 // each of inner.
 template <typename A>
 void add_products(std::pair<const WindowTap*, const WindowTap*> taps, int64_t n, int64_t inner,
-                  const A* g, int64_t g_step, const A* x, int64_t x_step, A* sums,
-                  int64_t sum_step, int64_t sum_inner) {
+                  const A* g, int64_t g_step, const A* x, int64_t x_step, A* sums, int64_t sum_step,
+                  int64_t sum_inner) {
   for (int64_t c = 0; c < inner; c += kLanes<A>) {
     const int lanes = static_cast<int>(std::min<int64_t>(kLanes<A>, inner - c));
     for (const WindowTap* tap = taps.first; tap < taps.second; tap += kTapsTogether) {

@@ -173,19 +173,24 @@ struct RowsInPlace {
   int64_t stride;
 };
 template <typename A, typename Reader>
-RowsInPlace<A> rows_in_place(const Reader&, int64_t, int64_t) {
+RowsInPlace<A> rows_in_place(const Reader&, int64_t, int64_t, int) {
   return {nullptr, 0};
 }
 template <typename A>
-RowsInPlace<A> rows_in_place(const Matrix<A>& m, int64_t i, int64_t k) {
+RowsInPlace<A> rows_in_place(const Matrix<A>& m, int64_t i, int64_t k, int) {
   return {m.k_stride == 1 && !m.y ? m.data + i * m.i_stride + k : nullptr, m.i_stride};
 }
+
+template <typename Reader>
+struct Pairs;  // pairs.h
 
 // Fetches what will be packed next into the second-level cache, a line with each call, so that the
 // memory works while the arithmetic units do. By default it fetches nothing.
 class Ahead {
  public:
   Ahead() = default;
+  template <typename Reader>  // unless one is known below or elsewhere
+  Ahead(const Reader&, int64_t, int64_t, int64_t, int64_t) {}
   template <typename T>
   Ahead(const Matrix<T>& m, int64_t first, int64_t count, int64_t k, int64_t depth) {
     if (count <= 0 || depth <= 0) return;
@@ -200,7 +205,9 @@ class Ahead {
     }
   }
   template <typename Reader>
-  Ahead(const Reader&, int64_t, int64_t, int64_t, int64_t) {}
+  Ahead(const Pairs<Reader>& pairs, int64_t first, int64_t count, int64_t pair, int64_t depth)
+      : Ahead(pairs.reader, first, count, pairs.begin + 2 * pair,
+              std::min(2 * depth, pairs.end - pairs.begin - 2 * pair)) {}
 
   void fetch() {
     if (rows_ == 0) return;
@@ -238,6 +245,12 @@ struct FetchingColumns {
   }
 };
 
+// What the micro-kernel does with a number of a row and one of each column.
+template <typename Columns, typename V>
+V multiply_add(const Columns&, V row, V column, V sum) {
+  return sum + row * column;
+}
+
 // Micro-kernel: c (Rows x Vectors, row by row, kCols apart) = or += the product of a panel and
 // columns.
 template <typename A, typename Columns, int Rows, int Vectors>
@@ -257,7 +270,7 @@ void micro_kernel(int depth, const A* a, Columns b, A* c, bool add) {
     for (int r = 0; r < Rows; ++r) {
       const Vec<A> row = broadcast(a[r]);
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) sum[r][v] += row * columns[v];
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = multiply_add(b, row, columns[v], sum[r][v]);
     }
   }
 #pragma GCC unroll 8
@@ -312,7 +325,7 @@ void pack_along_depth(const Reader& reader, int64_t first, int count, int64_t k,
   const auto start = reader.start(k, depth);
   for (int i = 0; i < count; i += rows) {
     const int used = std::min(rows, count - i);
-    RowsInPlace<A> from = rows_in_place<A>(reader, first + i, k);
+    RowsInPlace<A> from = rows_in_place<A>(reader, first + i, k, depth);
     if (!from.data || used < rows) {
       for (int r = 0; r < used; ++r) reader.row(start, first + i + r, buffer[r]);
       for (int r = used; r < rows; ++r) std::fill_n(buffer[r], depth, A{0});
@@ -404,13 +417,13 @@ struct Tiling {
   int64_t count() const { return (m + rows - 1) / rows * across; }
 };
 
-// How a sum over k is cut into blocks of nearly equal depth.
+// How a sum over k is cut into blocks of nearly equal depth, a multiple of `unit`.
 struct Blocks {
   int64_t count, depth;
 
-  explicit Blocks(int64_t terms)
-      : count(std::max<int64_t>((terms + kDepth - 1) / kDepth, 1)),
-        depth(std::max<int64_t>((terms + count - 1) / count, 1)) {}
+  explicit Blocks(int64_t terms, int64_t most = kDepth, int64_t unit = 1)
+      : count(std::max<int64_t>((terms + most - 1) / most, 1)),
+        depth(std::max((terms + count * unit - 1) / (count * unit) * unit, unit)) {}
 };
 
 // Scratch memory, first zero, that a thread keeps from call to call: fresh pages cost more than packing
@@ -440,35 +453,53 @@ A* scratch(size_t count) {
   return memory.get();
 }
 
-// One tile of C, summed over k = begin ... end - 1. `store(i, j, rows, cols, c)` takes the finished
-// piece at (i, j), whose rows are kCols apart.
-template <typename A, typename ReaderA, typename ReaderB, typename Store>
-void gemm_tile(const Tiling& tiling, int64_t tile, int64_t begin, int64_t end, const ReaderA& a,
-               const ReaderB& b, const Store& store) {
+// What multiplies panels: how many rows a piece of C has, how deep panels are, how those of A are
+// laid out.
+template <typename A>
+struct VectorCore {
+  static constexpr int kPieceRows = kRows, kMostDepth = kDepth, kDepthUnit = 1;
+
+  template <typename Reader>
+  static void pack_rows(const Reader& reader, int64_t first, int64_t count, int64_t k, int depth,
+                        A* panels) {
+    pack<kRows>(reader, first, count, k, depth, panels);
+  }
+  void multiply(int rows, int cols, int depth, const A* a, const A* b, Ahead* ahead, A* c,
+                bool add) const {
+    micro_kernel_for<A, FetchingColumns<A>>(rows, cols)(depth, a, {b, ahead}, c, add);
+  }
+};
+
+template <typename Core, typename A, typename ReaderA, typename ReaderB, typename Store>
+void multiply_tile(const Tiling& tiling, int64_t tile, int64_t begin, int64_t end, const ReaderA& a,
+                   const ReaderB& b, const Store& store) {
+  constexpr int piece_rows = Core::kPieceRows;
+  const Core core;
   const int64_t i0 = tile / tiling.across * tiling.rows, j0 = tile % tiling.across * tiling.cols;
   const int64_t i1 = std::min(i0 + tiling.rows, tiling.m),
                 j1 = std::min(j0 + tiling.cols, tiling.n);
-  const Blocks cut(end - begin);
-  const int64_t blocks = cut.count, depth = cut.depth;
-  const int64_t a_size = tiling.rows / kRows * panel_size<kRows, A>(depth);
+  const Blocks blocks(end - begin, Core::kMostDepth, Core::kDepthUnit);
+  const int64_t depth = blocks.depth, down = (i1 - i0 + piece_rows - 1) / piece_rows;
   // A large C of few k's is written row after row, for the memory's sake; B stays packed then.
-  const bool by_rows = blocks == 1 && tiling.rows * tiling.cols > kLargeTile;
-  const int64_t b_size = (by_rows ? tiling.cols / kCols<A> : 1) * panel_size<kCols<A>, A>(depth);
-  const int64_t c_size = blocks == 1 ? kRows * kCols<A> : tiling.rows * tiling.cols;
+  const bool by_rows = blocks.count == 1 && tiling.rows * tiling.cols > kLargeTile;
+  const int64_t a_panel_size = panel_size<piece_rows, A>(depth);
+  const int64_t b_panel_size = panel_size<kCols<A>, A>(depth);
+  constexpr int64_t c_piece_size = piece_rows * kCols<A>;
+  const int64_t across = tiling.cols / kCols<A>;
+  A* const a_panels = scratch<A>(down * a_panel_size + (by_rows ? across : 1) * b_panel_size +
+                                 (blocks.count == 1 ? 1 : down * across) * c_piece_size);
+  A* const b_panels = a_panels + down * a_panel_size;
+  A* const c_pieces = b_panels + (by_rows ? across : 1) * b_panel_size;
   const int64_t chunk = rows_at_a_time(a);
-  A* const a_panels = scratch<A>(a_size + b_size + c_size);
-  A* const b_panels = a_panels + a_size;
-  A* c = b_panels + b_size;
   Ahead ahead;
-  // One piece of C, of a block of k's. Panels are packed when they are first needed, and what will
-  // be packed next is fetched.
-  const auto piece = [&](int64_t i, int64_t j, int64_t k,
-                         int block) __attribute__((always_inline)) {
-    const int rows = static_cast<int>(std::min<int64_t>(kRows, i1 - i));
+  // A piece of C and a block of k's. Panels are packed when they are first needed, and what will be
+  // packed next is fetched.
+  const auto piece = [&](int64_t i, int64_t j, int64_t k, A* c) __attribute__((always_inline)) {
+    const int rows = static_cast<int>(std::min<int64_t>(piece_rows, i1 - i));
     const int cols = static_cast<int>(std::min<int64_t>(kCols<A>, j1 - j));
-    A* const a_panel = a_panels + (i - i0) / kRows * panel_size<kRows, A>(block);
-    A* const b_panel =
-        b_panels + (by_rows ? (j - j0) / kCols<A> * panel_size<kCols<A>, A>(block) : 0);
+    const int block = static_cast<int>(std::min(end - k, depth));
+    A* const a_panel = a_panels + (i - i0) / piece_rows * panel_size<piece_rows, A>(block);
+    A* const b_panel = b_panels + (by_rows ? (j - j0) / kCols<A> * b_panel_size : 0);
     if (i == i0) {
       pack<kCols<A>>(b, j, cols, k, block, b_panel);
       const int64_t next = j + cols;
@@ -477,31 +508,54 @@ void gemm_tile(const Tiling& tiling, int64_t tile, int64_t begin, int64_t end, c
                                 std::min(end - k - depth, depth));
     }
     if (j == j0 && (i - i0) % chunk == 0) {
-      pack<kRows>(a, i, std::min(chunk, i1 - i), k, block, a_panel);
+      core.pack_rows(a, i, std::min(chunk, i1 - i), k, block, a_panel);
       ahead = Ahead(a, i + chunk, std::min(chunk, i1 - i - chunk), k, block);
     }
-    micro_kernel_for<A, FetchingColumns<A>>(rows, cols)(block, a_panel, {b_panel, &ahead}, c,
-                                                        k != begin);
-    if (k + depth >= end) store(i, j, rows, cols, c);
+    core.multiply(rows, cols, block, a_panel, b_panel, &ahead, c, k != begin);
+    if (k + depth < end) return;
+    for (int r = 0; r < rows; r += kRows) {
+      store(i + r, j, std::min(kRows, rows - r), cols, c + r * kCols<A>);
+    }
   };
   if (by_rows) {
-    const int block = static_cast<int>(end - begin);
-    for (int64_t i = i0; i < i1; i += kRows) {
-      for (int64_t j = j0; j < j1; j += kCols<A>) piece(i, j, begin, block);
+    for (int64_t i = i0; i < i1; i += piece_rows) {
+      for (int64_t j = j0; j < j1; j += kCols<A>) piece(i, j, begin, c_pieces);
     }
     return;
   }
-  A* const c_pieces = c;
   for (int64_t k = begin; k == begin || k < end; k += depth) {
-    const int block = static_cast<int>(std::min(end - k, depth));
-    c = c_pieces;
+    A* c = c_pieces;
     for (int64_t j = j0; j < j1; j += kCols<A>) {
-      for (int64_t i = i0; i < i1; i += kRows) {
-        piece(i, j, k, block);
-        if (blocks > 1) c += kRows * kCols<A>;
+      for (int64_t i = i0; i < i1; i += piece_rows) {
+        piece(i, j, k, c);
+        if (blocks.count > 1) c += c_piece_size;
       }
     }
   }
+}
+
+}  // namespace d2lops
+
+#if defined(__AVX512BF16__)
+#  include "cpu/pairs.h"
+#endif
+
+namespace d2lops {
+
+// One tile of C, summed over k = begin ... end - 1. `store(i, j, rows, cols, c)` takes the finished
+// piece at (i, j), of at most kRows x kCols, whose rows are kCols apart.
+template <typename A, typename ReaderA, typename ReaderB, typename Store>
+void gemm_tile(const Tiling& tiling, int64_t tile, int64_t begin, int64_t end, const ReaderA& a,
+               const ReaderB& b, const Store& store) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<ElementOf<ReaderA>, bfloat16>) {
+    const Pairs<ReaderA> a_pairs{a, begin, end};
+    const Pairs<ReaderB> b_pairs{b, begin, end};
+    return multiply_tile<PairCore, float>(tiling, tile, 0, PairCore::pairs(end - begin), a_pairs,
+                                          b_pairs, store);
+  }
+#endif
+  multiply_tile<VectorCore<A>, A>(tiling, tile, begin, end, a, b, store);
 }
 
 }  // namespace d2lops
