@@ -40,7 +40,7 @@ X86_TARGETS = {
     "cpu_avx512_bf16": f"{AVX512} -mavx512bf16",
     "cpu_amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16",
 }
-# Targets that multiply matrices differently from another one, whose objects they share but for these.
+# Targets that only multiply matrices differently from another one share its other objects.
 SHARED = {"cpu_avx512_bf16": "cpu_avx512", "cpu_amx": "cpu_avx512"}
 PRODUCTS = ("corr2d.cpp", "linear_relu.cpp")
 DEFAULT_CUDA_ARCHS = "8.0 8.6 8.9 9.0a 10.0 12.0+PTX"

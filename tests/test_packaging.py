@@ -129,8 +129,10 @@ class TestBuild:
         for command in built.compilations():
             flags = {flag for flag in command.split() if flag.startswith("-m")}
             target = Path(command.split(" -o ")[1].split()[0]).parent.name
-            assert ("-mavx2" in flags) == (target in ("cpu_avx2", "cpu_avx512"))
-            assert ("-mavx512f" in flags) == (target == "cpu_avx512")
+            assert ("-mavx2" in flags) == target.startswith(("cpu_avx2", "cpu_avx512", "cpu_amx"))
+            assert ("-mavx512f" in flags) == target.startswith(("cpu_avx512", "cpu_amx"))
+            assert ("-mavx512bf16" in flags) == (target in ("cpu_avx512_bf16", "cpu_amx"))
+            assert ("-mamx-bf16" in flags) == (target == "cpu_amx")
             assert ("-DTORCH_TARGET_VERSION" in command) == target.startswith("cpu_")
 
     @pytest.mark.parametrize(
