@@ -1,8 +1,9 @@
 """Which kernels a tensor gets: one table, and the libraries behind it.
 
 Importing this module loads the best CPU library that the processor runs (``D2LOPS_CPU=generic``,
-``avx2``, ``avx512``, ``avx512_bf16`` or ``amx`` forces one), which registers its kernels as ``torch.ops.d2lops``. If that
-fails, importing still works, and the first use of an operator raises the cause.
+``avx2``, ``avx512``, ``avx512_bf16`` or ``amx`` forces one), which registers its kernels as
+``torch.ops.d2lops``. If that fails, importing still works, and the first use of an operator raises
+the cause.
 """
 
 import contextlib
