@@ -93,6 +93,23 @@ def test_max_is_torchs(size, dtype, layout):
         )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [(1, 2, 150, 67), (1, 1, 9, 1500), (7, 9, 17, 18)])
+def test_planes_of_several_bands_and_bands_of_several_planes(size, dtype):
+    x = image(*size, dtype=dtype)
+    for arguments in (*WINDOWS[:3], dict(kernel_size=(4, 3), stride=(1, 2), padding=(2, 0))):
+        assert_same_pooling(
+            lambda x, a=arguments: ours.max_pool2d(x, **a, return_indices=True),
+            lambda x, a=arguments: F.max_pool2d(x, **a, return_indices=True),
+            x,
+        )
+        assert_as_accurate_as_torch(
+            lambda x, a=arguments: ours.avg_pool2d(x, **a, count_include_pad=False),
+            lambda x, a=arguments: F.avg_pool2d(x, **a, count_include_pad=False),
+            x,
+        )
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)

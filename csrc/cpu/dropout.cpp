@@ -5,11 +5,13 @@
 // nothing but (seed, e). It is never stored: the operator is linear and its own adjoint, so
 // backward runs it on the gradient with the same seed.
 //
-// Tiling: a block is one vector of counters, 4 * lanes elements in logical order. Contiguous
-// tensors are walked block by block; strided ones row by row, in the order of their memory, each
-// row in blocks. Bytes: one read and one write per element. Arithmetic: 10 rounds of 2 wide
-// multiplications per 4 elements (about 2 vector instructions an element), which AVX-512 hides
-// behind main memory.
+// Tiling: a block is four vectors of counters, 16 * lanes elements in logical order. Contiguous
+// tensors are walked block by block. Where others than logical neighbours lie side by side
+// (channels_last), the words of a tile are transposed; other strided tensors go row by row, in the
+// order of their memory. Bytes: one read and one write per element. Arithmetic: per 4 elements, 10
+// rounds of 2 multiplications, 2 shifts and 2 three-way xors in a lane of 64 bits: 0.34 ns an
+// element with AVX-512 at 3.5 GHz. That hides behind main memory for elements of 4 and 8 bytes; it
+// is the limit for 2 bytes, and in cache.
 #include <algorithm>
 #include <cmath>
 
@@ -133,8 +135,8 @@ struct Dropout {
   static constexpr int kTile = kLanes<uint32_t>;
   static constexpr int64_t kRun = 4 * kBlock;
 
-  // `rows` <= kTile rows that lie side by side: element i of row r is element first + r * row_stride +
-  // i in logical order, and x[r + i * x_stride] in memory. The words are transposed, not the elements.
+  // `rows` <= kTile rows that lie side by side: element i of row r has the logical index first + r *
+  // row_stride + i, and is x[r + i * x_stride]. The words are transposed, not the elements.
   void tile(const T* x, T* y, int64_t first, int64_t row_stride, int rows, int64_t count,
             int64_t x_stride, int64_t y_stride) const {
     alignas(kVectorBytes) uint32_t words[kTile][kRun + kBlock];

@@ -1,17 +1,21 @@
 // Pooling (D2L 7.5): the maximum or the average of each window, and the adjoints. csrc/cpu/pool2d.h
 // has what happens at a pixel, csrc/common/window.h has the windows.
 //
-// Tiling: the lanes of a vector are channels, which share windows. Where channels lie side by side
-// (channels_last), the kernel works on memory as it is. Else 4 to 16 planes are transposed into a
-// tile that has them side by side, a band of rows at a time, so that sources and targets fit in
-// the second cache; the targets are transposed back. Windows wide enough to fill vectors with their
-// own rows (global pooling) are read in place. Where nothing of that makes sense (a plane or two,
-// or windows with a span of megabytes), one lane at a time. An argmax's map and its adjoint are in
-// csrc/cpu/pool2d_argmax.h.
+// Tiling: the lanes of a vector share windows, or have windows that are evenly spaced.
+//   - Channels that lie side by side (channels_last) are read as they are.
+//   - Neighbours in a window that is wide enough (global pooling).
+//   - Neighbours in a row, where windows are 1 or 2 columns apart and have few taps: a band of rows
+//     is staged in the first cache, where each tap is one run (csrc/cpu/pool2d_runs.h).
+//   - Else, 4 to 16 planes are transposed into a tile that has them side by side, a band of rows at
+//     a time, so that sources and targets fit in the second cache; the targets are transposed back
+//     (csrc/cpu/pool2d_tiles.h).
+//   - A plane or two, or windows with a span of megabytes: one lane at a time.
+// The adjoint of a maximum compares its argmax with every tap if channels or neighbours in a row
+// are the lanes and taps are few; else it scatters (csrc/cpu/pool2d_argmax.h).
 //
-// Bytes: each input and output once, and one for the argmax. Arithmetic: 2 comparisons and 4 blends
-// a tap for max, 1 addition for average, over all lanes; 1/4 to 1/2 shuffle an element for the
-// transposition. Main memory limits windows of up to about 3x3, the arithmetic larger ones.
+// Bytes: each input and output once, and one for the argmax. Arithmetic, over all lanes: maximum,
+// addition, comparison and selection a tap for max; 1 addition for average; comparison and addition
+// for max's adjoint. Memory limits windows of up to about 3x3, the arithmetic larger ones.
 #include <algorithm>
 #include <tuple>
 

@@ -1,16 +1,17 @@
-// Pooling of planes (N, C, H, W) by windows that are evenly spaced, 1 or 2 columns apart: the lanes of
-// a vector are neighbouring targets, and each tap of all windows is one run of memory.
+// Pooling of planes (N, C, H, W) by windows that are evenly spaced, 1 or 2 columns apart: the lanes
+// of a vector are neighbouring targets, and each tap of all windows is one run of memory.
 //
 // A band of source rows is staged in the first cache: widened to the accumulator type, padded, and
 // split by phase, i.e. by row and column modulo the stride. Then the sources of a tap follow each
 // other as targets do, row after row, and edges and short rows are no special case: the run goes
 // over them, and what falls between two rows is not kept. The adjoints exchange the roles: sources
 // have one phase, and each phase of the targets has taps of its own. At last, the targets' phases
-// are interleaved again, divided, rounded, and stored row by row.
+// are interleaved again, divided, rounded, and stored row by row. Memory would be idle while the
+// runs are computed: so they ask for what is stored after them, and for the band that is next.
 //
-// The maximum is taken first; then the tap that equals it is looked for, from the last to the first:
-// one comparison and one selection a tap. Windows with a NaN (a sum is NaN if one of its terms is) or
-// with nothing above -inf, which padding is as well, are left to Pooling, one by one.
+// The maximum is taken first; then the tap that equals it is looked for, from the last to the
+// first: one comparison and one selection a tap. Windows with a NaN (a sum is NaN if one of its
+// terms is) or with nothing above -inf, which padding is as well, are left to Pooling, one by one.
 #pragma once
 
 #include <algorithm>
@@ -92,16 +93,20 @@ class RunPooling {
     }
   }
 
-  // Bands of targets, and the rows of a band.
-  int64_t band_rows() const { return band_ * target_phases_; }
-
-  static bool suits(const Axis& rows, const Axis& columns, const EvenWindows& windows) {
-    constexpr int64_t room = 256 * 1024 / sizeof(A);
-    const int64_t reach = (windows.down.taps - 1) * windows.down.dilation + windows.down.stride;
-    return rows.targets.size() > 0 &&
-           reach * (static_cast<int64_t>(columns.advance.size()) + lanes) <= room;
+  // Whether a band fits in the second cache, a phase of a row fills half a vector, and taps are few
+  // enough. The average's adjoint has nothing better for short rows.
+  static bool suits(const Axis& columns, const EvenWindows& windows) {
+    const auto& [down, across] = windows;
+    if (across.stride != 1 && across.stride != 2) return false;
+    constexpr int64_t room = 256 * 1024 / sizeof(A), most_taps = 16;
+    const int64_t width = is_adjoint(op) ? columns.targets.size() : columns.advance.size();
+    const int64_t reach = (down.taps - 1) * down.dilation + down.stride;
+    return reach * (width + lanes) <= room && down.taps * across.taps <= most_taps &&
+           (op == Op::average_adjoint || 2 * width > lanes * across.stride);
   }
 
+  // How many rows of targets are a band, and how many planes take turns.
+  int64_t band_rows() const { return band_ * target_phases_; }
   int64_t batch() const { return batch_; }
 
   // A band of plane(0), plane(1), ..., `count` <= batch() of them. They take turns, so that what is
@@ -218,8 +223,8 @@ class RunPooling {
     return lane;
   }
 
-  // Up to a vector of the `left` numbers of a row, and of the `more` ones that may be read beyond it.
-  // Lanes beyond the row are filled.
+  // Up to a vector of the `left` numbers of a row; `more` ones may be read beyond it. Lanes beyond
+  // the row are filled.
   static V load_rest(const T* p, int64_t left, int64_t more) {
     if (left >= lanes) return load<A>(p);
     if (left <= 0) return broadcast(fill);
@@ -276,7 +281,6 @@ class RunPooling {
   static void stage_row(const T* from, int64_t columns, int64_t more, A* even, A* odd, F&& f) {
     constexpr auto all = std::make_integer_sequence<int, lanes>{};
     for (int64_t i = 0; i < columns; i += source_stride * lanes) {
-      prefetch_ahead<source_stride * lanes * sizeof(T)>(from + i);
       const V x = load_rest(from + i, columns - i, more);
       if constexpr (source_stride == 1) {
         store(even + i, f(x, i));
@@ -355,14 +359,12 @@ class RunPooling {
     for (int64_t i = 0; i < count; i += lanes) {
       streams.advance();
       V largest = value(0, i), sum = largest;
-#pragma GCC unroll 9
       for (int t = 1; t < value.count(); ++t) {
         const V x = value(t, i);
         largest = x > largest ? x : largest;
         sum += x;
       }
       I where{};
-#pragma GCC unroll 9
       for (int t = value.count(); t-- > 0;) where = value(t, i) == largest ? I{} + t : where;
       store(results + i, sum == sum ? largest : sum);
       store(argmax + i, where);
@@ -378,7 +380,6 @@ class RunPooling {
     for (int64_t i = 0; i < count; i += lanes) {
       streams.advance();
       V total{};
-#pragma GCC unroll 9
       for (int t = 0; t < value.count(); ++t) {
         V x = value(t, i);
         if constexpr (op == Op::max_adjoint) x = argmax(t, i) == taps[t].tap ? x : V{};

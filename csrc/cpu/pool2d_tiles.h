@@ -134,8 +134,7 @@ struct Pool {
   }
   bool fits_in_runs() const {
     return source.w == 1 && target.w == 1 && (!has_argmax(op) || argmax.w == 1) &&
-           (windows.across.stride == 1 || windows.across.stride == 2) &&
-           RunPooling<op, T, J, 1>::suits(rows, columns, windows);
+           RunPooling<op, T, J, 1>::suits(columns, windows);
   }
 
   // max_adjoint, only where no lanes have to be brought together; returns whether they had not.

@@ -53,8 +53,8 @@ inline V load_bytes(const void* p) {
   return value;
 }
 
-// Asks for what a stream will read soon, which hardware alone does too late where much is computed in
-// between. Any address will do.
+// Asks for what a stream will read soon, which hardware alone does too late where much is computed
+// in between. Any address will do.
 constexpr int64_t kAhead = 4096;
 template <int64_t Bytes>
 inline void prefetch_ahead(const void* p) {
@@ -72,8 +72,8 @@ inline To bits_as(From from) {
   return to;
 }
 
-// Integers of another size. Compilers take conversions to pieces unless the size changes by a factor
-// of 2.
+// Integers of another size. Compilers take conversions to pieces unless the size changes by a
+// factor of 2.
 template <int Bytes>
 using Integer = std::conditional_t<
     Bytes == 8, int64_t,
