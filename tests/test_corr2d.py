@@ -136,6 +136,8 @@ TRANSFORMED = {
     "groups": Case((2, 34, 7, 6), (36, 17, 3, 3), {"padding": 1, "groups": 2}),
     "157 tiles across": Case((1, 16, 3, 313), (16, 16, 3, 3), {"padding": 1}),
     "2178 tiles": Case((2, 16, 66, 65), (16, 16, 3, 3), {"padding": 1}),
+    "3 x 3 in a phase": Case((2, 17, 9, 12), (18, 17, 5, 5), {"stride": 2, "padding": (1, 2)}),
+    "3 x 3 in phases down": Case((1, 16, 17, 9), (17, 16, 9, 3), {"stride": (3, 1)}),
 }
 SIZES.update({f"transformed: {name}": case for name, case in TRANSFORMED.items()})
 
@@ -292,6 +294,14 @@ class TestValues:
         torch.testing.assert_close(F.conv2d(x, weight, bias, **case.arguments), expected)
         relu = F.conv_relu2d(x, weight, bias, **case.arguments)
         torch.testing.assert_close(relu, expected.clamp(min=0))
+
+    def test_every_width(self) -> None:
+        """Rows of the image begin anywhere in a panel of columns, and end anywhere in a vector."""
+        for width in range(1, 66):
+            case = Case((1, 64, 64, width), (64, 64, 2, 3), {"padding": (1, 0, 1, 1)})
+            x, weight, bias = case.tensors(torch.float32)
+            with threads(1):
+                assert_layer_is_accurate(case, False, x, weight, bias)
 
     @pytest.mark.parametrize("relu", (False, True), ids=("conv2d", "conv_relu2d"))
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -886,6 +896,9 @@ REFUSED = {  # arguments for conv2d, and what the message says
 }
 
 
+Range = tuple[int, int]  # least and most
+
+
 class TestArguments:
     @pytest.mark.parametrize("layer", (F.conv2d, F.conv_relu2d), ids=("conv2d", "conv_relu2d"))
     @pytest.mark.parametrize("tensors, named, message", argvalues=REFUSED.values(), ids=REFUSED)
@@ -923,14 +936,29 @@ class TestArguments:
     @settings(derandomize=True, max_examples=150, deadline=None, database=None)
     @given(data=st.data())
     def test_anything_agrees_with_torch(self, data: st.DataObject) -> None:
+        self.draw_and_check(data, channels=(1, 5), height=(1, 12), width=(1, 18), kernel=(1, 4))
+
+    @settings(derandomize=True, max_examples=100, deadline=None, database=None)
+    @given(data=st.data())
+    def test_anything_larger_agrees_with_torch(self, data: st.DataObject) -> None:
+        self.draw_and_check(data, channels=(14, 50), height=(6, 24), width=(6, 60), kernel=(1, 6))
+
+    def draw_and_check(
+        self, data: st.DataObject, channels: Range, height: Range, width: Range, kernel: Range
+    ) -> None:
         def pick(name: str, least: int, most: int) -> int:
             return data.draw(st.integers(least, most), name)
 
         groups = pick("groups", 1, 3)
-        inputs, outputs = pick("channels in", 1, 5), pick("channels out", 1, 5)
+        inputs, outputs = pick("channels in", *channels), pick("channels out", *channels)
         case = Case(
-            (pick("images", 0, 3), groups * inputs, pick("height", 1, 12), pick("width", 1, 18)),
-            (groups * outputs, inputs, pick("kernel height", 1, 4), pick("kernel width", 1, 4)),
+            (pick("images", 0, 3), groups * inputs, pick("height", *height), pick("width", *width)),
+            (
+                groups * outputs,
+                inputs,
+                pick("kernel height", *kernel),
+                pick("kernel width", *kernel),
+            ),
             {
                 "stride": (pick("stride down", 1, 4), pick("stride across", 1, 4)),
                 "padding": tuple(pick(side, 0, 3) for side in ("top", "bottom", "left", "right")),

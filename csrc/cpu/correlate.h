@@ -141,13 +141,15 @@ bool correlate_by_winograd(int64_t groups, const GroupStep& step, const Im2col<T
   const winograd::TransformedImage<T> image(x, tiles, step.planes, first_row, first_col,
                                             block_rows);
   out.channels_first = true;
-  out.grid = {tiles.images, tiles.height, kTile * tiles.width, kTile, 1};
+  const int64_t y_row = out.grid.step_h * out.strides.h;
+  out.grid = {tiles.images, tiles.height, kTile * tiles.width, kTile * out.grid.step_h,
+              out.grid.step_w};
   std::atomic<bool> finite = true;
   parallel_for(0, groups * blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t group = task / blocks, row = task % blocks * block_rows;
       ImageWriter<T> even = writer_of_group(out, group, step), odd = even;
-      odd.image += odd.strides.h;
+      odd.image += y_row;
       odd.rows = x.grid.height / kTile;
       if (!winograd::correlate(image, weights, tiles, group, step.planes, row,
                                std::min(block_rows, tiles.rows() - row), {even, odd})) {

@@ -161,17 +161,19 @@ class PackedWeights {
   std::unique_ptr<A[]> data_;
 };
 
-// Copies n numbers from `from` + each offset to the rows of a panel, `Vectors` at a time.
+// Copies n numbers from `from` + each offset to the rows of a panel, and perhaps more of what
+// follows them, but no more than `room`.
 template <int Vectors, typename A>
-void copy_run(const A* from, const int64_t* offsets, int depth, int n, bool last, A* to) {
+void copy_run(const A* from, const int64_t* offsets, int depth, int n, int room, A* to) {
   constexpr int lanes = kLanes<A>;
   const int rest = n - (Vectors - 1) * lanes;
+  const bool overhangs = Vectors * lanes > room;
   for (int k = 0; k < depth; ++k, to += kCols<A>) {
     const A* const row = from + offsets[k];
 #pragma GCC unroll 4
     for (int v = 0; v + 1 < Vectors; ++v) store(to + v * lanes, load<A>(row + v * lanes));
     const Vec<A> end = load<A>(row + (Vectors - 1) * lanes);
-    if (last && rest < lanes) {
+    if (overhangs) {
       store_first(to + (Vectors - 1) * lanes, end, rest);
     } else {
       store(to + (Vectors - 1) * lanes, end);
@@ -184,15 +186,15 @@ void copy_run(const A* from, const int64_t* offsets, int depth, int n, bool last
 template <typename A>
 void copy_columns(const A* slab, const int64_t* offsets, int64_t slab_width, int64_t width,
                   int64_t j, int cols, int depth, A* panel) {
-  using Copy = void (*)(const A*, const int64_t*, int, int, bool, A*);
+  using Copy = void (*)(const A*, const int64_t*, int, int, int, A*);
   static constexpr Copy copies[] = {copy_run<1, A>, copy_run<2, A>, copy_run<3, A>};
   static_assert(kVectors == 3);
   for (int at = 0; at < cols;) {
     const int64_t row = (j + at) / width, col = (j + at) % width;
     const int n = static_cast<int>(std::min<int64_t>(cols - at, width - col));
-    // A vector's overhang is written over by the next run; the last one has none.
-    copies[(n - 1) / kLanes<A>](slab + row * slab_width + col, offsets, depth, n,
-                                at + n == kCols<A>, panel + at);
+    // What follows a run is written over by the next one, within its row of the panel.
+    copies[(n - 1) / kLanes<A>](slab + row * slab_width + col, offsets, depth, n, kCols<A> - at,
+                                panel + at);
     at += n;
   }
 }
