@@ -10,7 +10,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "cpu/gemm.h"
+#include "common/integer.h"
+#include "cpu/pairs.h"
 
 namespace d2lops {
 
@@ -20,7 +21,7 @@ class AmxCore {
   static constexpr int kPieceRows = kTile, kMostDepth = kDepth / 2 / kTile * kTile,
                        kDepthUnit = kTile;
 
-  static int64_t pairs(int64_t terms) { return (terms + 2 * kTile - 1) / (2 * kTile) * kTile; }
+  static int64_t pairs(int64_t terms) { return ceil_div(terms, 2 * kTile) * kTile; }
 
   AmxCore() {
     struct {

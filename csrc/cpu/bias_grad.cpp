@@ -6,7 +6,9 @@
 // threads. One read of g (and y); main memory is the limit.
 #include <vector>
 
-#include "cpu/gemm.h"
+#include "common/integer.h"
+#include "cpu/matrix.h"
+#include "cpu/parallel.h"
 #include "cpu/tensor.h"
 
 namespace d2lops {
@@ -110,8 +112,8 @@ void bias_grad(const Extent& extent, const Planes<T>& g, const Planes<T>& y, T* 
   using A = Accumulator<T>;
   const bool channels_last = g.c == 1 && extent.channels > 1;
   const int64_t pixels = extent.images * extent.height * extent.width;
-  const int64_t parts = channels_last ? (pixels + kBlock - 1) / kBlock : extent.images;
-  const int64_t width = (extent.channels + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
+  const int64_t parts = channels_last ? ceil_div(pixels, kBlock) : extent.images;
+  const int64_t width = round_up(extent.channels, kLanes<A>);
   std::vector<A> partial(parts * width);
   if (channels_last) {
     parallel_for(0, parts, grain(8 * kBlock * extent.channels), [&](int64_t begin, int64_t end) {

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/integer.h"
 #include "cpu/depthwise.h"
 #include "cpu/gemm.h"
 #include "cpu/geometry.h"
@@ -88,7 +89,7 @@ void correlate_in_slabs(int64_t groups, const GroupStep& step, const Im2col<T>& 
   const int64_t fitting = std::max<int64_t>(131072 / row - static_cast<int64_t>(rows.size()), 4);
   const int64_t fair = x.grid.height * x.grid.images * groups / (4 * get_num_threads());
   const int64_t out_rows = std::clamp<int64_t>(std::min(fitting, fair), 1, x.grid.height);
-  const int64_t blocks = (x.grid.height + out_rows - 1) / out_rows;
+  const int64_t blocks = ceil_div(x.grid.height, out_rows);
   const Slab<T> slab(x, step.planes, rows, cols, out_rows);
   out.channels_first = true;
   const int64_t work = out_rows * slab.width() * step.outputs * depth;
@@ -137,7 +138,7 @@ bool correlate_by_winograd(int64_t groups, const GroupStep& step, const Im2col<T
   });
   const int64_t block_rows =
       winograd::rows_per_task<Accumulator<T>>(tiles, groups, get_num_threads());
-  const int64_t blocks = (tiles.rows() + block_rows - 1) / block_rows;
+  const int64_t blocks = ceil_div(tiles.rows(), block_rows);
   const winograd::TransformedImage<T> image(x, tiles, step.planes, first_row, first_col,
                                             block_rows);
   out.channels_first = true;
@@ -258,8 +259,8 @@ void corr2d_input_grad(const Geometry& geo, const T* g, const Strides& gs, const
                        const T* w, const Strides& ws, T* dx, const Strides& xs) {
   for (int64_t ph = 0; ph < std::min(geo.stride.h, geo.input.h); ++ph) {
     for (int64_t pw = 0; pw < std::min(geo.stride.w, geo.input.w); ++pw) {
-      const Grid read{geo.images, (geo.input.h - ph + geo.stride.h - 1) / geo.stride.h,
-                      (geo.input.w - pw + geo.stride.w - 1) / geo.stride.w};
+      const Grid read{geo.images, ceil_div(geo.input.h - ph, geo.stride.h),
+                      ceil_div(geo.input.w - pw, geo.stride.w)};
       Grid written = read;
       written.step_h = geo.stride.h;
       written.step_w = geo.stride.w;

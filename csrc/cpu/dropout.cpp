@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/integer.h"
 #include "common/philox.h"
 #include "cpu/simd.h"
 #include "cpu/tensor.h"
@@ -244,7 +245,7 @@ template <typename T>
 void dropout_tiles(const T* x, T* y, const std::vector<Dim>& outer, const Dim& dense,
                    const Dim& inner, const Dropout<T>& op) {
   constexpr int64_t tile = Dropout<T>::kTile, run = Dropout<T>::kRun;
-  const int64_t across = (dense.size + tile - 1) / tile, along = (inner.size + run - 1) / run;
+  const int64_t across = ceil_div(dense.size, tile), along = ceil_div(inner.size, run);
   const int64_t grain = std::max<int64_t>(1, kGrain / (tile * std::min(run, inner.size)));
   parallel_for(0, product(outer) * along * across, grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {

@@ -11,6 +11,7 @@
 // make them the only limit.
 #include <algorithm>
 
+#include "common/integer.h"
 #include "cpu/simd.h"
 #include "cpu/tensor.h"
 
@@ -38,7 +39,7 @@ void fma_chain_group(const T* x, T* y, int64_t rounds) {
 
 template <typename T>
 void fma_chain(const T* x, T* y, int64_t count, int64_t rounds) {
-  const int64_t groups = (count + kGroup<T> - 1) / kGroup<T>;
+  const int64_t groups = ceil_div(count, kGroup<T>);
   parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group) {
       const int64_t first = group * kGroup<T>;

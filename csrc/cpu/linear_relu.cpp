@@ -10,6 +10,7 @@
 // reading W is.
 #include <vector>
 
+#include "common/integer.h"
 #include "cpu/gemm.h"
 #include "cpu/tensor.h"
 
@@ -87,32 +88,29 @@ void few_rows(int64_t m, int64_t n, int64_t depth, const Matrix<T>& a, const Mat
               const Writer<T>& out) {
   using A = Accumulator<T>;
   constexpr int lanes = kLanes<A>, group = 4;
-  parallel_for(0, (n + group - 1) / group, grain(16 * group * depth),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t j = begin * group; j < std::min(end * group, n); j += group) {
-                   const int rows = static_cast<int>(std::min<int64_t>(group, n - j));
-                   for (int64_t i = 0; i < m; ++i) {
-                     const T* x = a.data + i * a.i_stride;
-                     Vec<A> sums[group] = {};
-                     const T* w[group];
-                     for (int r = 0; r < group; ++r)
-                       w[r] = b.data + (j + std::min(r, rows - 1)) * b.i_stride;
-                     int64_t k = 0;
-                     for (; k + lanes <= depth; k += lanes) {
-                       const Vec<A> values = load<A>(x + k);
-                       for (int r = 0; r < group; ++r) sums[r] += values * load<A>(w[r] + k);
-                     }
-                     if (const int rest = static_cast<int>(depth - k)) {
-                       const Vec<A> values = load_first<A>(x + k, rest);
-                       for (int r = 0; r < group; ++r)
-                         sums[r] += values * load_first<A>(w[r] + k, rest);
-                     }
-                     A c[lanes + group];
-                     for (int r = 0; r < rows; ++r) c[r] = horizontal_sum<A>(sums[r]);
-                     out.rows(i, j, 1, rows, c);
-                   }
-                 }
-               });
+  parallel_for(0, ceil_div(n, group), grain(16 * group * depth), [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin * group; j < std::min(end * group, n); j += group) {
+      const int rows = static_cast<int>(std::min<int64_t>(group, n - j));
+      for (int64_t i = 0; i < m; ++i) {
+        const T* x = a.data + i * a.i_stride;
+        Vec<A> sums[group] = {};
+        const T* w[group];
+        for (int r = 0; r < group; ++r) w[r] = b.data + (j + std::min(r, rows - 1)) * b.i_stride;
+        int64_t k = 0;
+        for (; k + lanes <= depth; k += lanes) {
+          const Vec<A> values = load<A>(x + k);
+          for (int r = 0; r < group; ++r) sums[r] += values * load<A>(w[r] + k);
+        }
+        if (const int rest = static_cast<int>(depth - k)) {
+          const Vec<A> values = load_first<A>(x + k, rest);
+          for (int r = 0; r < group; ++r) sums[r] += values * load_first<A>(w[r] + k, rest);
+        }
+        A c[lanes + group];
+        for (int r = 0; r < rows; ++r) c[r] = horizontal_sum<A>(sums[r]);
+        out.rows(i, j, 1, rows, c);
+      }
+    }
+  });
 }
 
 // The same where rows of B lie across k: they are read as they lie, some side by side, and added to
@@ -144,35 +142,31 @@ void few_rows_across(int64_t m, int64_t n, int64_t depth, const Matrix<T>& a, co
   using A = Accumulator<T>;
   constexpr int64_t lanes = kLanes<A>, group = 4, most = 4096;  // sums of a task
   const int64_t threads = torch::stable::get_num_threads();
-  const int64_t width =
-      (std::min(most / m, (n + threads - 1) / threads) + lanes - 1) / lanes * lanes;
+  const int64_t width = round_up(std::min(most / m, ceil_div(n, threads)), lanes);
   const Blocks blocks(depth);
-  parallel_for(0, (n + width - 1) / width, grain(m * width * depth),
-               [&](int64_t begin, int64_t end) {
-                 A* const total = scratch<A>(2 * m * width + panel_size<kRows, A>(kDepth));
-                 A *const sums = total + m * width, *const panel = sums + m * width;
-                 for (int64_t j = begin * width; j < std::min(end * width, n); j += width) {
-                   const int64_t cols = std::min(width, n - j);
-                   std::fill_n(total, m * width, A{0});
-                   for (int64_t k = 0; k < depth; k += blocks.depth) {
-                     const int block = static_cast<int>(std::min(blocks.depth, depth - k));
-                     const T* from = b.data + k * b.k_stride + j;
-                     pack<kRows>(a, 0, m, k, block, panel);
-                     std::fill_n(sums, m * width, A{0});
-                     int d = 0;
-                     for (; d + group <= block; d += group)
-                       add_rows<group>(m, cols, panel + d * kRows, from + d * b.k_stride,
-                                       b.k_stride, sums, width);
-                     for (; d < block; ++d)
-                       add_rows<1>(m, cols, panel + d * kRows, from + d * b.k_stride, b.k_stride,
-                                   sums, width);
-                     for (int64_t x = 0; x < m * width; x += lanes)
-                       store(total + x, load<A>(total + x) + load<A>(sums + x));
-                   }
-                   for (int64_t i = 0; i < m; ++i)
-                     out.rows(i, j, 1, static_cast<int>(cols), total + i * width);
-                 }
-               });
+  parallel_for(0, ceil_div(n, width), grain(m * width * depth), [&](int64_t begin, int64_t end) {
+    A* const total = scratch<A>(2 * m * width + panel_size<kRows, A>(kDepth));
+    A *const sums = total + m * width, *const panel = sums + m * width;
+    for (int64_t j = begin * width; j < std::min(end * width, n); j += width) {
+      const int64_t cols = std::min(width, n - j);
+      std::fill_n(total, m * width, A{0});
+      for (int64_t k = 0; k < depth; k += blocks.depth) {
+        const int block = static_cast<int>(std::min(blocks.depth, depth - k));
+        const T* from = b.data + k * b.k_stride + j;
+        pack<kRows>(a, 0, m, k, block, panel);
+        std::fill_n(sums, m * width, A{0});
+        int d = 0;
+        for (; d + group <= block; d += group)
+          add_rows<group>(m, cols, panel + d * kRows, from + d * b.k_stride, b.k_stride, sums,
+                          width);
+        for (; d < block; ++d)
+          add_rows<1>(m, cols, panel + d * kRows, from + d * b.k_stride, b.k_stride, sums, width);
+        for (int64_t x = 0; x < m * width; x += lanes)
+          store(total + x, load<A>(total + x) + load<A>(sums + x));
+      }
+      for (int64_t i = 0; i < m; ++i) out.rows(i, j, 1, static_cast<int>(cols), total + i * width);
+    }
+  });
 }
 
 // c = A B^T by tiles, each of whose pieces goes to write(i, j, rows, cols, c).
@@ -201,7 +195,7 @@ void product(int64_t m, int64_t n, int64_t depth, const Matrix<T>& a, const Matr
   // Whichever of the two leaves fewer lanes empty lies along vectors.
   const auto padded = [](int64_t count) {
     constexpr int lanes = kLanes<Accumulator<T>>;
-    return (count + lanes - 1) / lanes * lanes;
+    return round_up(count, lanes);
   };
   if (20 * padded(m) * n < 19 * m * padded(n)) {
     tiles(n, m, depth, b, a, [&](int64_t i, int64_t j, int rows, int cols, const auto* c) {

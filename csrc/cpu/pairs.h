@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "cpu/gemm.h"
+#include "cpu/panels.h"
 
 namespace d2lops {
 
@@ -96,13 +96,7 @@ inline Vec<float> multiply_add(const PairColumns&, Vec<float> row, Vec<float> co
   return _mm512_dpbf16_ps(sum, bits_as<__m512bh>(row), bits_as<__m512bh>(column));
 }
 
-#if defined(__AMX_BF16__)
-}  // namespace d2lops
-#  include "cpu/amx.h"
-namespace d2lops {
-using PairCore = AmxCore;
-#else
-struct PairCore {
+struct PairVectorCore {
   static constexpr int kPieceRows = kRows, kMostDepth = kDepth / 2, kDepthUnit = 1;
 
   static int64_t pairs(int64_t terms) { return (terms + 1) / 2; }
@@ -116,6 +110,5 @@ struct PairCore {
     micro_kernel_for<float, PairColumns>(rows, cols)(depth, a, {{b, ahead}}, c, add);
   }
 };
-#endif
 
 }  // namespace d2lops

@@ -14,6 +14,7 @@
 #include <cstring>
 #include <vector>
 
+#include "common/integer.h"
 #include "cpu/gemm.h"
 #include "cpu/im2col.h"
 #include "cpu/padded.h"
@@ -29,8 +30,8 @@ struct ProductPieces {
 
   ProductPieces(int64_t positions, int64_t outputs, int64_t planes)
       : positions(positions),
-        panels((outputs + kRows - 1) / kRows),
-        across((planes + kCols<A> - 1) / kCols<A>) {}
+        panels(ceil_div(outputs, kRows)),
+        across(ceil_div(planes, kCols<A>)) {}
   int64_t size() const { return positions * panels * across * kSize; }
   int64_t at(int64_t position, int64_t i, int64_t j) const {
     return ((position * panels + i) * across + j) * kSize;
@@ -64,7 +65,7 @@ inline void store_to_panels(Vec<A> outputs, int64_t panel, A* to) {
 template <typename A>
 constexpr int64_t panels_of_vectors(int64_t outputs) {
   constexpr int whole = std::max(kRows, kLanes<A>);
-  return (outputs + whole - 1) / whole * whole / kRows;
+  return round_up(outputs, whole) / kRows;
 }
 
 // dU[position] (+)= M V over `count` pixels. m: panels `panel` apart; v: rows at the offsets.
@@ -72,7 +73,7 @@ template <typename A>
 void multiply_pixels(int64_t position, int64_t count, int64_t most, int64_t outputs, int64_t planes,
                      const A* m, int64_t panel, const A* v, const int64_t* offsets, bool add,
                      const ProductPieces<A>& pieces, A* du) {
-  const int64_t blocks = (count + most - 1) / most, block = (count + blocks - 1) / blocks;
+  const int64_t blocks = ceil_div(count, most), block = ceil_div(count, blocks);
   for (int64_t t = 0; t < count; t += block) {
     const int depth = static_cast<int>(std::min(block, count - t));
     for (int64_t j = 0; j < pieces.across; ++j) {
@@ -101,7 +102,7 @@ class WindowProducts {
         places_h_(rows),
         places_w_(cols),
         planes_(planes),
-        stride_((planes + kLanes<A> - 1) / kLanes<A> * kLanes<A>),
+        stride_(round_up(planes, kLanes<A>)),
         span_(rows.back().shift - rows[0].shift + 1),
         width_((x.grid.width - 1) * x.grid.step_w + cols.back().shift - cols[0].shift + 1) {
     const int64_t row = x.grid.width * (planes * x.grid.step_h * x.grid.step_w + outputs);

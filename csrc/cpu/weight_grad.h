@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/integer.h"
 #include "cpu/depthwise.h"
 #include "cpu/gemm.h"
 #include "cpu/geometry.h"
@@ -53,7 +54,7 @@ void depthwise_weight_grad(int64_t channels, const Im2col<T>& g, const Im2col<T>
   const Patch<T> gradient(g, {{0, 0}}, {{0, 0}}, together, pixels);
   const Strips<T> strips(x, patch, channels);
   const int64_t blocks = g.grid.images * strips.blocks;
-  const int64_t parts = std::clamp<int64_t>(blocks, 1, 32), run = (blocks + parts - 1) / parts;
+  const int64_t parts = std::clamp<int64_t>(blocks, 1, 32), run = ceil_div(blocks, parts);
   const int64_t size = patch.size(strips.rows), g_size = gradient.size(strips.rows);
   const int64_t stride = pixels ? whole_vectors<A>(strips.channels) : lanes;
   std::vector<A> partial(parts * count * channels);
@@ -117,8 +118,8 @@ void weight_grad_packed(const Geometry& geo, Im2col<T> g, Im2col<T> x, const std
   const int64_t m = geo.out, n = static_cast<int64_t>(taps.size()), pixels = x.grid.count();
   const Tiling tiling(m, n, 1, 1, kCols<A>);
   const int64_t tasks = geo.groups * tiling.count();
-  const int64_t chunks = std::max<int64_t>(1, std::min((32 + tasks - 1) / tasks, pixels / 1024));
-  const int64_t chunk = ((pixels + chunks - 1) / chunks + kDepth - 1) / kDepth * kDepth;
+  const int64_t chunks = std::max<int64_t>(1, std::min(ceil_div(32, tasks), pixels / 1024));
+  const int64_t chunk = round_up(ceil_div(pixels, chunks), kDepth);
   std::vector<A> partial(chunks * geo.groups * m * n);
   parallel_for(
       0, chunks * tasks, grain(chunk * tiling.rows * tiling.cols), [&](int64_t begin, int64_t end) {
@@ -152,8 +153,8 @@ void weight_grad_in_slabs(const Geometry& geo, const Im2col<T>& g, const Im2col<
       geo.in * x.grid.step_h * x.grid.step_w * x.grid.width + geo.out * x.grid.width;
   const int64_t out_rows =
       std::clamp<int64_t>(131072 / row - static_cast<int64_t>(rows.size()), 1, x.grid.height);
-  const int64_t blocks = (x.grid.height + out_rows - 1) / out_rows, tasks = x.grid.images * blocks;
-  const int64_t parts = std::clamp<int64_t>(tasks, 1, 32), run = (tasks + parts - 1) / parts;
+  const int64_t blocks = ceil_div(x.grid.height, out_rows), tasks = x.grid.images * blocks;
+  const int64_t parts = std::clamp<int64_t>(tasks, 1, 32), run = ceil_div(tasks, parts);
   const Slab<T> slab(x, geo.in, rows, cols, out_rows);
   std::vector<A> partial(parts * geo.groups * geo.out * n);
   parallel_for(0, parts * geo.groups, grain(run * out_rows * x.grid.width * geo.out * n),
@@ -182,10 +183,10 @@ inline int64_t parts_of_pixels(int64_t pixels, int64_t least, int64_t result) {
 // once for each costs little.
 template <typename A>
 int64_t outputs_per_task(int64_t outputs, int64_t others) {
-  const auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-  const int64_t ranges = std::clamp<int64_t>(up(8, others), up(outputs, 128), up(outputs, 32));
+  const int64_t ranges =
+      std::clamp<int64_t>(ceil_div(8, others), ceil_div(outputs, 128), ceil_div(outputs, 32));
   constexpr int whole = std::max(kRows, kLanes<A>);
-  return up(up(outputs, ranges), whole) * whole;
+  return round_up(ceil_div(outputs, ranges), whole);
 }
 
 // The weight gradient by products (products.h). Tasks are parts of the rows times ranges of the
@@ -194,11 +195,10 @@ template <typename T, typename Products>
 bool weight_grad_by_products(const Geometry& geo, const Products& products, int64_t parts,
                              int64_t range, T* dw) {
   using A = Accumulator<T>;
-  const auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-  const int64_t rows = products.rows().count(), part_rows = up(rows, parts);
-  parts = up(rows, part_rows);
+  const int64_t rows = products.rows().count(), part_rows = ceil_div(rows, parts);
+  parts = ceil_div(rows, part_rows);
   const ProductPieces<A> pieces(products.positions(), range, geo.in);
-  const int64_t ranges = up(geo.out, range), tasks = geo.groups * ranges,
+  const int64_t ranges = ceil_div(geo.out, range), tasks = geo.groups * ranges,
                 part = tasks * pieces.size();
   A* const du = scratch<A, 1>(parts * part);
   parallel_for(0, parts * tasks, 1, [&](int64_t begin, int64_t end) {

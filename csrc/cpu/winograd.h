@@ -26,6 +26,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/integer.h"
 #include "cpu/gemm.h"
 #include "cpu/im2col.h"
 #include "cpu/padded.h"
@@ -125,11 +126,10 @@ inline int64_t row_stride(int64_t n) {
 template <typename A>
 int64_t rows_per_task(const Tiles& tiles, int64_t groups, int64_t threads) {
   constexpr int64_t most = 150;
-  const auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   int64_t best = 1, least = std::numeric_limits<int64_t>::max();
   for (int64_t rows = 1; rows <= std::clamp<int64_t>(most / tiles.width, 1, tiles.rows()); ++rows) {
-    const int64_t rounds = up(up(tiles.rows(), rows) * groups, threads);
-    const int64_t cost = rounds * (up(rows * tiles.width, kCols<A>) * kCols<A> + 8);
+    const int64_t rounds = ceil_div(ceil_div(tiles.rows(), rows) * groups, threads);
+    const int64_t cost = rounds * (round_up(rows * tiles.width, kCols<A>) + 8);
     if (cost < least) best = rows, least = cost;
   }
   return best;
@@ -230,9 +230,9 @@ class TransformedWeights {
   using A = Accumulator<T>;
 
   TransformedWeights(int64_t groups, int64_t outputs, int64_t planes)
-      : panels((outputs + kRows - 1) / kRows),
-        blocks((planes + kSumDepth - 1) / kSumDepth),
-        depth((planes + blocks - 1) / blocks),
+      : panels(ceil_div(outputs, kRows)),
+        blocks(ceil_div(planes, kSumDepth)),
+        depth(ceil_div(planes, blocks)),
         outputs_(outputs),
         planes_(planes),
         position_(blocks * panels * depth * kRows + kLanes<A>),
@@ -247,7 +247,7 @@ class TransformedWeights {
   }
 
   // How many pieces `fill` makes of a group's weights.
-  int64_t pieces() const { return panels * ((planes_ + kTogether - 1) / kTogether); }
+  int64_t pieces() const { return panels * ceil_div(planes_, kTogether); }
 
   // Piece `i`, in an order that goes through the weights as they lie in memory. w is the group's,
   // `output` and `plane` are their strides; place (r, s) of the window is at places[r * kWindow + s].
@@ -357,7 +357,7 @@ bool correlate(const TransformedImage<T>& image, const TransformedWeights<T>& we
                const ImageWriter<T> (&out)[kTile]) {
   using A = Accumulator<T>;
   constexpr int64_t piece = kRows * kCols<A>;
-  const int64_t count = rows * tiles.width, across = (count + kCols<A> - 1) / kCols<A>;
+  const int64_t count = rows * tiles.width, across = ceil_div(count, kCols<A>);
   const int64_t position = weights.panels * across * piece + kLanes<A>;
   A* const v = scratch<A>(image.size() + kPositions * position + image.scratch_size());
   A* const m = v + image.size();
