@@ -117,13 +117,14 @@ void multiply_tile(const Tiling& tiling, int64_t tile, int64_t begin, int64_t en
     if (i == i0) {
       pack<kCols<A>>(b, j, cols, k, block, b_panel);
       const int64_t next = j + cols;
-      ahead = next < j1 ? Ahead(b, next, std::min<int64_t>(kCols<A>, j1 - next), k, block)
-                        : Ahead(b, j0, std::min<int64_t>(kCols<A>, j1 - j0), k + depth,
-                                std::min(end - k - depth, depth));
+      ahead =
+          Ahead(next < j1 ? memory_rows(b, next, std::min<int64_t>(kCols<A>, j1 - next), k, block)
+                          : memory_rows(b, j0, std::min<int64_t>(kCols<A>, j1 - j0), k + depth,
+                                        std::min(end - k - depth, depth)));
     }
     if (j == j0 && (i - i0) % chunk == 0) {
       core.pack_rows(a, i, std::min(chunk, i1 - i), k, block, a_panel);
-      ahead = Ahead(a, i + chunk, std::min(chunk, i1 - i - chunk), k, block);
+      ahead = Ahead(memory_rows(a, i + chunk, std::min(chunk, i1 - i - chunk), k, block));
     }
     core.multiply(rows, cols, block, a_panel, b_panel, &ahead, c, k != begin);
     if (k + depth < end) return;

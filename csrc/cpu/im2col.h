@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "cpu/gemm.h"
@@ -171,6 +172,28 @@ struct Im2col {
     if (mask) mask_row(mask + mask_from, mask_stride, n, out);
   }
 };
+
+// For taps that are evenly spaced: those of one place. Pixels count up to the end of their run.
+template <typename T>
+MemoryRows memory_rows(const Im2col<T>& x, int64_t first, int64_t count, int64_t k, int64_t depth) {
+  const auto [tap, taps] = x.taps_are_depth ? std::pair(k, depth) : std::pair(first, count);
+  const auto [pixel, pixels] = x.taps_are_depth ? std::pair(first, count) : std::pair(k, depth);
+  if (taps <= 0 || pixels <= 0) return {};
+  const Tap &begin = x.taps[tap], &last = x.taps[tap + taps - 1];
+  const Grid& grid = x.grid;
+  const Strides& s = x.strides;
+  if (begin.dh != last.dh || begin.dw != last.dw) return {};
+  const int64_t row = pixel / grid.width, n = row / grid.height, b = pixel % grid.width;
+  const int64_t run = std::min(pixels, grid.width - b), step = grid.step_w * s.w;
+  const T* const data =
+      x.image + n * s.n + row % grid.height * grid.step_h * s.h + b * step + begin.image;
+  const bool alike = x.mask && x.mask_strides.n == s.n && x.mask_strides.c == s.c &&
+                     x.mask_strides.h == s.h && x.mask_strides.w == s.w;
+  const int64_t mask = alike ? bytes_between(x.image, x.mask) : 0;
+  constexpr int64_t size = sizeof(T);
+  if (x.runs_over_taps) return {data, run, size * taps * x.tap_stride, size * step, mask};
+  return {data, taps, size * run * step, size * x.tap_stride, mask};
+}
 
 // to[r * to_stride + c] = from[r * row_stride + c * col_stride], with the mask's sign where it is
 // given. Where rows lie side by side, blocks are transposed in registers. May write up to the end of

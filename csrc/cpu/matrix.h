@@ -139,4 +139,29 @@ RowsInPlace<A> rows_in_place(const Matrix<A>& m, int64_t i, int64_t k, int) {
   return {m.k_stride == 1 && !m.y ? m.data + i * m.i_stride + k : nullptr, m.i_stride};
 }
 
+// Rows of a reader's matrix as they lie in memory, in bytes, for whoever fetches them before they are
+// read; `mask` is how far behind them their mask lies. No rows if that is not known.
+struct MemoryRows {
+  const void* data = nullptr;
+  int64_t rows = 0, size = 0, stride = 0, mask = 0;
+};
+inline int64_t bytes_between(const void* from, const void* to) {
+  return static_cast<const char*>(to) - static_cast<const char*>(from);
+}
+
+// Of rows first ... first + count - 1, and k's from `k` on.
+template <typename Reader>
+MemoryRows memory_rows(const Reader&, int64_t, int64_t, int64_t, int64_t) {
+  return {};
+}
+template <typename T>
+MemoryRows memory_rows(const Matrix<T>& m, int64_t first, int64_t count, int64_t k, int64_t depth) {
+  const bool along = m.along_depth();
+  const bool alike = m.y && m.y_i_stride == m.i_stride && m.y_k_stride == m.k_stride;
+  constexpr int64_t size = sizeof(T);
+  return {m.data + first * m.i_stride + k * m.k_stride, along ? count : depth,
+          size * (along ? depth * m.k_stride : count), size * (along ? m.i_stride : m.k_stride),
+          alike ? bytes_between(m.data, m.y) : 0};
+}
+
 }  // namespace d2lops

@@ -88,6 +88,13 @@ RowsInPlace<A> rows_in_place(const Pairs<Matrix<bfloat16>>& pairs, int64_t i, in
   return {reinterpret_cast<const float*>(m.data + i * m.i_stride + k), m.i_stride / 2};
 }
 
+template <typename Reader>
+MemoryRows memory_rows(const Pairs<Reader>& pairs, int64_t first, int64_t count, int64_t pair,
+                       int64_t depth) {
+  const int64_t k = pairs.begin + 2 * pair;
+  return memory_rows(pairs.reader, first, count, k, std::min(2 * depth, pairs.end - k));
+}
+
 // Columns of pairs in a packed panel.
 struct PairColumns : FetchingColumns<float> {};
 

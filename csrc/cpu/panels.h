@@ -11,36 +11,21 @@
 
 namespace d2lops {
 
-template <typename Reader>
-struct Pairs;  // pairs.h
-
 // Fetches what will be packed next into the second-level cache, a line with each call, so that the
-// memory works while the arithmetic units do. By default it fetches nothing.
+// memory works while the arithmetic units do.
 class Ahead {
  public:
   Ahead() = default;
-  template <typename Reader>  // unless one is known below or elsewhere
-  Ahead(const Reader&, int64_t, int64_t, int64_t, int64_t) {}
-  template <typename T>
-  Ahead(const Matrix<T>& m, int64_t first, int64_t count, int64_t k, int64_t depth) {
-    if (count <= 0 || depth <= 0) return;
-    const bool along = m.along_depth();
-    const int64_t row = sizeof(T) * (along ? depth * m.k_stride : count);
-    line_ = reinterpret_cast<const char*>(m.data + first * m.i_stride + k * m.k_stride);
-    rows_ = along ? count : depth;
-    lines_ = left_ = ceil_div(row, kLine);
-    next_row_ = int64_t{sizeof(T)} * (along ? m.i_stride : m.k_stride) - lines_ * kLine;
-    if (m.y && m.y_i_stride == m.i_stride && m.y_k_stride == m.k_stride) {
-      mask_ = reinterpret_cast<const char*>(m.y) - reinterpret_cast<const char*>(m.data);
-    }
-  }
-  template <typename Reader>
-  Ahead(const Pairs<Reader>& pairs, int64_t first, int64_t count, int64_t pair, int64_t depth)
-      : Ahead(pairs.reader, first, count, pairs.begin + 2 * pair,
-              std::min(2 * depth, pairs.end - pairs.begin - 2 * pair)) {}
+  explicit Ahead(const MemoryRows& memory)
+      : line_(static_cast<const char*>(memory.data)),
+        rows_(memory.size > 0 ? memory.rows : 0),
+        lines_(ceil_div(memory.size, kLine)),
+        left_(lines_),
+        next_row_(memory.stride - lines_ * kLine),
+        mask_(memory.mask) {}
 
   void fetch() {
-    if (rows_ == 0) return;
+    if (rows_ <= 0) return;
     __builtin_prefetch(line_, 0, 2);
     __builtin_prefetch(line_ + mask_, 0, 2);
     line_ += kLine;
