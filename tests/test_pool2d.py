@@ -95,7 +95,7 @@ def test_max_is_torchs(size, dtype, layout):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [(1, 2, 150, 67), (1, 1, 9, 1500), (7, 9, 17, 18)])
-def test_planes_of_several_bands_and_bands_of_several_planes(size, dtype):
+def test_planes_of_several_bands_and_many_small_planes(size, dtype):
     x = image(*size, dtype=dtype)
     for arguments in (*WINDOWS[:3], dict(kernel_size=(4, 3), stride=(1, 2), padding=(2, 0))):
         assert_same_pooling(

@@ -15,7 +15,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <vector>
 
@@ -70,15 +69,19 @@ class RunPooling {
     slack_ = 2 * lanes + pitch_;
     source_plane_ = (band_ + span_) * pitch_ + slack_;
     target_plane_ = band_ * pitch_ + slack_;
-    sources_ = source_phases_ * source_stride * source_plane_;
-    results_size_ = target_phases_ * target_stride * target_plane_;
-    const bool whole = band_ * target_phases_ >= static_cast<int64_t>(rows.targets.size());
-    batch_ = whole ? std::max<int64_t>(1, room / std::max(sources_, results_size_)) : 1;
-    staged_.assign(batch_ * sources_, fill);
-    results_.resize(batch_ * results_size_);
-    if constexpr (op == Op::max_adjoint) argmax_.assign(batch_ * sources_, -1);
-    if constexpr (op == Op::max) argmax_.resize(batch_ * results_size_);
-    if constexpr (!has_argmax(op)) set_extents();
+    const int64_t sources = source_phases_ * source_stride * source_plane_;
+    const int64_t results = target_phases_ * target_stride * target_plane_;
+    staged_.assign(sources, fill);
+    results_.resize(results);
+    if constexpr (op == Op::max_adjoint) argmax_.assign(sources, -1);
+    if constexpr (op == Op::max) argmax_.resize(results);
+    if constexpr (op == Op::average_adjoint) {
+      extents_.assign(columns.extent.begin(), columns.extent.end());
+    }
+    if constexpr (op == Op::average) {
+      for (const Axis::Target& column : columns.targets) extents_.push_back(column.extent);
+    }
+    extents_.resize(extents_.size() + lanes, 1);
 
     taps_.resize(target_phases_ * target_stride);
     used_.resize(source_phases_);
@@ -105,44 +108,31 @@ class RunPooling {
            (op == Op::average_adjoint || 2 * width > lanes * across.stride);
   }
 
-  // How many rows of targets are a band, and how many planes take turns.
+  // How many rows of targets are a band.
   int64_t band_rows() const { return band_ * target_phases_; }
-  int64_t batch() const { return batch_; }
 
-  // A band of plane(0), plane(1), ..., `count` <= batch() of them. They take turns, so that what is
-  // stored has left the store buffer when it is loaded again, at other places.
-  template <typename F>
-  void run(F&& plane, int64_t count, int64_t band) {
+  void run(const Pooling<op, T, J>& plane, int64_t band) {
     const int64_t begin = band * band_, target_rows = rows_.targets.size();
     const int64_t end = std::min(begin + band_, ceil_div(target_rows, target_phases_));
-    for (int64_t p = 0; p < count; ++p) stage(plane(p), p, begin - top_, end - begin + span_);
-    const int64_t next = batch_ > 1 ? count * source_rows_ : band_ * source_phases_;
-    for (int64_t p = 0; p < count; ++p) {
-      const auto here = plane(p);
-      const int64_t run = (end - begin) * pitch_;
-      Streams streams{here.target.at(begin * target_phases_, 0),
-                      here.source.at(begin * source_phases_ + next, 0),
-                      source_phases_ * source_stride};
-      for (size_t phase = 0; phase < taps_.size(); ++phase) {
-        for_count(taps_[phase].size(), [&](auto known) {
-          if constexpr (op == Op::max) {
-            maxima<known>(p, run, streams);
-          } else {
-            sums<known>(p, phase, run, streams);
-          }
-        });
-        streams.lines = 0;
-      }
-    }
-    for (int64_t p = 0; p < count; ++p) {
-      const auto target = plane(p);
-      for (int64_t i = begin; i < end; ++i) {
-        for (int64_t phase = 0; phase < target_phases_; ++phase) {
-          const int64_t row = i * target_phases_ + phase;
-          if (row >= target_rows) break;
-          finish(target, row,
-                 p * results_size_ + phase * target_stride * target_plane_ + (i - begin) * pitch_);
+    stage(plane, begin - top_, end - begin + span_);
+    Streams streams{plane.target.at(begin * target_phases_, 0),
+                    plane.source.at((begin + band_) * source_phases_, 0),
+                    source_phases_ * source_stride};
+    for (size_t phase = 0; phase < taps_.size(); ++phase) {
+      for_count(taps_[phase].size(), [&](auto known) {
+        if constexpr (op == Op::max) {
+          maxima<known>((end - begin) * pitch_, streams);
+        } else {
+          sums<known>(phase, (end - begin) * pitch_, streams);
         }
+      });
+      streams.lines = 0;
+    }
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t phase = 0; phase < target_phases_; ++phase) {
+        const int64_t row = i * target_phases_ + phase;
+        if (row >= target_rows) break;
+        finish(plane, row, phase * target_stride * target_plane_ + (i - begin) * pitch_);
       }
     }
   }
@@ -188,33 +178,13 @@ class RunPooling {
   const int64_t source_rows_, source_columns_, target_columns_;
   const int64_t source_phases_, target_phases_;  // of the rows
   int64_t top_, span_, left_, pitch_, band_, slack_, source_plane_, target_plane_;
-  int64_t sources_, results_size_, batch_;
   std::vector<A> staged_, results_, extents_;
   std::vector<N> argmax_;
   std::vector<std::vector<Run>> taps_;  // of each target phase
   std::vector<char> used_;
-  bool multiply_ = false;
-
-  // Dividing by powers of two is multiplying, which is much faster.
-  void set_extents() {
-    std::vector<double> down = rows_.extent, across = columns_.extent;
-    if constexpr (op == Op::average) {
-      for (const Axis::Target& row : rows_.targets) down.push_back(row.extent);
-      for (const Axis::Target& column : columns_.targets) across.push_back(column.extent);
-    }
-    int exponent;
-    const auto is_power = [&](double x) { return std::frexp(x, &exponent) == 0.5; };
-    multiply_ = std::all_of(down.begin(), down.end(), is_power) &&
-                std::all_of(across.begin(), across.end(), is_power);
-    for (double extent : across)
-      extents_.push_back(static_cast<A>(multiply_ ? 1 / extent : extent));
-    extents_.resize(extents_.size() + lanes, 1);
-  }
 
   V divided(V x, double row_extent, int64_t column) const {
-    const V across = load<A>(extents_.data() + column);
-    return multiply_ ? x * (static_cast<A>(1 / row_extent) * across)
-                     : x / (static_cast<A>(row_extent) * across);
+    return x / (static_cast<A>(row_extent) * load<A>(extents_.data() + column));
   }
 
   static I lane_numbers() {
@@ -239,10 +209,8 @@ class RunPooling {
     }
   }
 
-  // Stores are of bytes, which may be members, for all a compiler knows: loops are over locals.
-
   // `count` rows of each phase from `first` on.
-  void stage(const Pooling<op, T, J>& plane, int64_t p, int64_t first, int64_t count) {
+  void stage(const Pooling<op, T, J>& plane, int64_t first, int64_t count) {
     const int64_t phases = source_phases_, down = plane.source.row;
     const int64_t padding = is_adjoint(op) ? left_ : windows_.across.padding;
     // Where the first column is, and the second one.
@@ -252,7 +220,7 @@ class RunPooling {
     int64_t row = first * phases - (is_adjoint(op) ? 0 : windows_.down.padding);
     const T* from = plane.source.data + row * down;
     for (int64_t i = 0; i < count; ++i) {
-      A* to = staged_.data() + p * sources_ + i * pitch_;
+      A* to = staged_.data() + i * pitch_;
       for (int64_t phase = 0; phase < phases; ++phase, ++row, from += down) {
         if (used_[phase]) {
           if (row >= 0 && row < source_rows_) {
@@ -264,7 +232,7 @@ class RunPooling {
               stage_row(from, source_columns_, more, to + even, to + odd,
                         [](V x, int64_t) { return x; });
             }
-            if constexpr (op == Op::max_adjoint) stage_argmax(plane.argmax.at(row, 0), p, i);
+            if constexpr (op == Op::max_adjoint) stage_argmax(plane.argmax.at(row, 0), i);
           } else {
             for (int column = 0; column < source_stride; ++column) {
               std::fill_n(to + column * source_plane_, pitch_, fill);
@@ -292,9 +260,9 @@ class RunPooling {
     }
   }
 
-  void stage_argmax(const J* from, int64_t p, int64_t i) {
+  void stage_argmax(const J* from, int64_t i) {
     const int64_t columns = source_columns_;
-    N* to = argmax_.data() + p * sources_ + i * pitch_ + left_;
+    N* to = argmax_.data() + i * pitch_ + left_;
     for (int64_t c = 0; c < columns; c += lanes) {
       const int count = static_cast<int>(std::min<int64_t>(lanes, columns - c));
       const auto taps = load_first_bytes<Bytes>(from + c, count * int(sizeof(J)));
@@ -352,10 +320,10 @@ class RunPooling {
   };
 
   template <int Count>
-  void maxima(int64_t p, int64_t count, Streams& streams) {
-    const Runs<Count, A> value(staged_.data() + p * sources_, taps_[0]);
-    A* results = results_.data() + p * results_size_;
-    N* argmax = argmax_.data() + p * results_size_;
+  void maxima(int64_t count, Streams& streams) {
+    const Runs<Count, A> value(staged_.data(), taps_[0]);
+    A* results = results_.data();
+    N* argmax = argmax_.data();
     for (int64_t i = 0; i < count; i += lanes) {
       streams.advance();
       V largest = value(0, i), sum = largest;
@@ -372,11 +340,11 @@ class RunPooling {
   }
 
   template <int Count>
-  void sums(int64_t p, size_t phase, int64_t count, Streams& streams) {
+  void sums(size_t phase, int64_t count, Streams& streams) {
     const std::vector<Run>& taps = taps_[phase];
-    const Runs<Count, A> value(staged_.data() + p * sources_, taps);
-    const Runs<op == Op::max_adjoint ? Count : 0, N> argmax(argmax_.data() + p * sources_, taps);
-    A* results = results_.data() + p * results_size_ + phase * target_plane_;
+    const Runs<Count, A> value(staged_.data(), taps);
+    const Runs<op == Op::max_adjoint ? Count : 0, N> argmax(argmax_.data(), taps);
+    A* results = results_.data() + phase * target_plane_;
     for (int64_t i = 0; i < count; i += lanes) {
       streams.advance();
       V total{};

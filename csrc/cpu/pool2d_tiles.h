@@ -141,7 +141,7 @@ struct Pool {
   bool run_adjoint() const {
     if (fits_in_place()) {
       run_in_place();
-    } else if (!getenv("TILES") && fits_in_runs()) {
+    } else if (fits_in_runs()) {
       windows.across.stride == 1 ? run_in_runs<1>() : run_in_runs<2>();
     } else {
       return false;
@@ -154,7 +154,7 @@ struct Pool {
       run_in_place();
     } else if (op == Op::average_adjoint ? has_many_equal_rows() : has_long_runs()) {
       run_by_plane();
-    } else if (!getenv("TILES") && fits_in_runs()) {
+    } else if (fits_in_runs()) {
       windows.across.stride == 1 ? run_in_runs<1>() : run_in_runs<2>();
     } else {
       run_in_tiles();
@@ -246,14 +246,9 @@ struct Pool {
     const int64_t pixels = one.band_rows() * (width() + int64_t(columns.advance.size()));
     parallel_for(0, planes * bands, grain(pixels), [&](int64_t begin, int64_t end) {
       auto pooling = one;
-      while (begin < end) {
-        const int64_t first = begin / bands;
-        const int64_t count = bands > 1 ? 1 : std::min(one.batch(), end - begin);
-        const auto plane = [&](int64_t p) {
-          return in_place((first + p) / channels, (first + p) % channels);
-        };
-        pooling.run(plane, count, begin % bands);
-        begin += count;
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t plane = task / bands;
+        pooling.run(in_place(plane / channels, plane % channels), task % bands);
       }
     });
   }
