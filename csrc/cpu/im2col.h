@@ -172,27 +172,13 @@ struct Im2col {
   }
 };
 
-// to[r * to_stride + c] = from[r * row_stride + c * col_stride], with the mask's sign where it is
-// given. Where rows lie side by side, blocks are transposed in registers. May write up to the end of
-// a row's last vector: rows must be that far apart, or shorter than one vector.
+// to[r * to_stride + c] = from[r + c * col_stride], with the sign of mask[r + c * mask_stride] where
+// it is given: blocks are transposed in registers, and written up to the end of a row's last vector.
 template <typename T, typename A>
-void read_matrix(const T* from, int64_t row_stride, int64_t col_stride, const T* mask,
-                 int64_t mask_row_stride, int64_t mask_col_stride, int64_t rows, int64_t cols,
-                 A* to, int64_t to_stride) {
+[[gnu::noinline]] void transpose_matrix(const T* from, int64_t col_stride, const T* mask,
+                                        int64_t mask_stride, int64_t rows, int64_t cols, A* to,
+                                        int64_t to_stride) {
   constexpr int lanes = kLanes<A>;
-  if (col_stride == 1 || row_stride != 1 || (mask && mask_row_stride != 1)) {
-    // Rows that follow one another are one long row.
-    if (col_stride == 1 && row_stride == cols && to_stride == cols &&
-        (!mask || (mask_col_stride == 1 && mask_row_stride == cols))) {
-      cols *= rows;
-      rows = 1;
-    }
-    for (int64_t r = 0; r < rows; ++r) {
-      read_row(from + r * row_stride, col_stride, cols, to + r * to_stride);
-      if (mask) mask_row(mask + r * mask_row_stride, mask_col_stride, cols, to + r * to_stride);
-    }
-    return;
-  }
   for (int64_t r = 0; r < rows; r += lanes) {
     const int n = static_cast<int>(std::min<int64_t>(lanes, rows - r));
     const auto read = [&](const T* p) { return n == lanes ? load<A>(p) : load_first<A>(p, n); };
@@ -204,13 +190,34 @@ void read_matrix(const T* from, int64_t row_stride, int64_t col_stride, const T*
           block[i] = Vec<A>{};
         } else {
           block[i] = read(from + r + (c + i) * col_stride);
-          if (mask)
-            block[i] = read(mask + r + (c + i) * mask_col_stride) <= A{0} ? Vec<A>{} : block[i];
+          if (mask) block[i] = read(mask + r + (c + i) * mask_stride) <= A{0} ? Vec<A>{} : block[i];
         }
       }
       transpose<lanes, A>(block);
       for (int i = 0; i < n; ++i) store(to + (r + i) * to_stride + c, block[i]);
     }
+  }
+}
+
+// to[r * to_stride + c] = from[r * row_stride + c * col_stride], with the mask's sign where it is
+// given. May write up to the end of a row's last vector: rows must be that far apart, or shorter than
+// one vector.
+template <typename T, typename A>
+inline void read_matrix(const T* from, int64_t row_stride, int64_t col_stride, const T* mask,
+                        int64_t mask_row_stride, int64_t mask_col_stride, int64_t rows,
+                        int64_t cols, A* to, int64_t to_stride) {
+  if (col_stride != 1 && row_stride == 1 && (!mask || mask_row_stride == 1)) {
+    return transpose_matrix(from, col_stride, mask, mask_col_stride, rows, cols, to, to_stride);
+  }
+  // Rows that follow one another are one long row.
+  if (col_stride == 1 && row_stride == cols && to_stride == cols &&
+      (!mask || (mask_col_stride == 1 && mask_row_stride == cols))) {
+    cols *= rows;
+    rows = 1;
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    read_row(from + r * row_stride, col_stride, cols, to + r * to_stride);
+    if (mask) mask_row(mask + r * mask_row_stride, mask_col_stride, cols, to + r * to_stride);
   }
 }
 
@@ -220,31 +227,55 @@ inline void zero_vectors(A* to, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes<A>) store(to + i, Vec<A>{});
 }
 
-// Planes `plane` ... + `planes` - 1 of row h of image n, `cols` columns from w on, zeros outside the
-// image: one row of the result per plane or, if `pixels`, per column, of up to a vector of planes.
-template <typename T, typename A>
-inline void read_padded(const Im2col<T>& x, int64_t n, int64_t plane, int planes, int64_t h,
-                        int64_t w, int64_t cols, bool pixels, A* to, int64_t to_stride) {
-  const bool row_inside = h >= 0 && h < x.height;  // columns low ... high - 1 are inside
-  const int64_t low = row_inside ? std::clamp<int64_t>(-w, 0, cols) : cols;
-  const int64_t high = row_inside ? std::clamp<int64_t>(x.width - w, low, cols) : cols;
-  const auto at = [&](const Strides& s) {
-    return n * s.n + plane * s.c + h * s.h + (w + low) * s.w;
-  };
-  const T* from = x.image + at(x.strides);
-  const T* mask = x.mask ? x.mask + at(x.mask_strides) : nullptr;
-  const Strides &s = x.strides, &m = x.mask_strides;
-  if (pixels) {
-    const auto zero = [&](int64_t i) { store(to + i * to_stride, Vec<A>{}); };
-    for (int64_t i = 0; i < low; ++i) zero(i);
-    read_matrix(from, s.w, s.c, mask, m.w, m.c, high - low, planes, to + low * to_stride,
-                to_stride);
-    for (int64_t i = high; i < cols; ++i) zero(i);
-  } else {
-    for (int p = 0; p < planes; ++p) zero_vectors(to + p * to_stride, low);
-    read_matrix(from, s.c, s.w, mask, m.c, m.w, planes, high - low, to + low, to_stride);
-    for (int p = 0; p < planes; ++p) zero_vectors(to + p * to_stride + high, cols - high);
+// Rows of an image with zeros around: `cols` columns from w on, `step` apart. Whatever follows a row
+// of a result may be written over, up to the end of the row's last vector.
+template <typename T>
+class PaddedRows {
+ public:
+  using A = Accumulator<T>;
+
+  PaddedRows(const Im2col<T>& x, int64_t w, int64_t cols, int64_t step = 1)
+      : x_(x), w_(w), cols_(cols), step_(step) {
+    const auto first_from = [&](int64_t column) { return (column - w + step - 1) / step; };
+    low_ = std::clamp<int64_t>(first_from(0), 0, cols);
+    high_ = std::clamp<int64_t>(first_from(x.width), low_, cols);
   }
+
+  // Planes `plane` ... + `planes` - 1 of row h of image n: one row of the result per plane or, if
+  // `pixels`, per column.
+  void read(int64_t n, int64_t plane, int64_t planes, int64_t h, bool pixels, A* to,
+            int64_t to_stride) const {
+    const bool inside = h >= 0 && h < x_.height;
+    const int64_t low = inside ? low_ : cols_, high = inside ? high_ : cols_;
+    const Strides &s = x_.strides, &m = x_.mask_strides;
+    const auto at = [&](const Strides& s) {
+      return n * s.n + plane * s.c + h * s.h + (w_ + low * step_) * s.w;
+    };
+    const T* const from = x_.image + at(s);
+    const T* const mask = x_.mask ? x_.mask + at(m) : nullptr;
+    if (pixels) {
+      const auto zero = [&](int64_t i) { zero_vectors(to + i * to_stride, planes); };
+      for (int64_t i = 0; i < low; ++i) zero(i);
+      read_matrix(from, step_ * s.w, s.c, mask, step_ * m.w, m.c, high - low, planes,
+                  to + low * to_stride, to_stride);
+      for (int64_t i = high; i < cols_; ++i) zero(i);
+    } else {
+      for (int64_t p = 0; p < planes; ++p) zero_vectors(to + p * to_stride, low);
+      read_matrix(from, s.c, step_ * s.w, mask, m.c, step_ * m.w, planes, high - low, to + low,
+                  to_stride);
+      for (int64_t p = 0; p < planes; ++p) zero_vectors(to + p * to_stride + high, cols_ - high);
+    }
+  }
+
+ private:
+  const Im2col<T>& x_;
+  int64_t w_, cols_, step_, low_, high_;  // columns low ... high - 1 are inside the image
+};
+
+// How many planes had better be read at a time: where they lie side by side, those of a vector.
+template <typename T>
+inline int64_t planes_together(const Im2col<T>& x) {
+  return x.strides.c == 1 ? kLanes<Accumulator<T>> : 1;
 }
 
 // The weights that meet the taps, as a reader: element (i, tap) is data[i * i_stride +

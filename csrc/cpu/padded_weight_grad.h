@@ -67,20 +67,16 @@ void weight_grad_padded(const Slab<T>& slab, const Im2col<T>& g, int64_t outputs
   using A = Accumulator<T>;
   constexpr int lanes = kLanes<A>;
   const int64_t width = g.width, g_width = (width + lanes - 1) / lanes * lanes,
-                plane = rows * g_width;
-  A* const image = scratch<A>(slab.size() + outputs * plane + lanes);
+                plane = rows * g_width + lanes;  // with room beyond the last row
+  A* const image = scratch<A>(slab.size() + outputs * plane);
   A* const gradients = image + slab.size();
   slab.fill(n, x_plane, a, image);
-  for (int64_t k = 0; k < outputs; ++k) {
+  const PaddedRows<T> columns(g, 0, g_width);
+  const int64_t together = planes_together(g);
+  for (int64_t k = 0; k < outputs; k += together) {
     for (int64_t i = 0; i < rows; ++i) {
-      A* const to = gradients + k * plane + i * g_width;
-      const auto at = [&](const Strides& s) {
-        return n * s.n + (g_plane + k) * s.c + (a + i) * s.h;
-      };
-      read_row(g.image + at(g.strides), g.strides.w, static_cast<int>(width), to);
-      if (g.mask)
-        mask_row(g.mask + at(g.mask_strides), g.mask_strides.w, static_cast<int>(width), to);
-      std::fill_n(to + width, g_width - width, A{0});
+      columns.read(n, g_plane + k, std::min(together, outputs - k), a + i, false,
+                   gradients + k * plane + i * g_width, plane);
     }
   }
   for (int64_t k = 0; k < outputs; k += kGradRows) {
