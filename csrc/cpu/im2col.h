@@ -206,7 +206,7 @@ template <typename T, typename A>
 inline void read_matrix(const T* from, int64_t row_stride, int64_t col_stride, const T* mask,
                         int64_t mask_row_stride, int64_t mask_col_stride, int64_t rows,
                         int64_t cols, A* to, int64_t to_stride) {
-  if (col_stride != 1 && row_stride == 1 && (!mask || mask_row_stride == 1)) {
+  if (rows > 1 && row_stride == 1 && col_stride != 1 && (!mask || mask_row_stride == 1)) {
     return transpose_matrix(from, col_stride, mask, mask_col_stride, rows, cols, to, to_stride);
   }
   // Rows that follow one another are one long row.
@@ -241,35 +241,59 @@ class PaddedRows {
     high_ = std::clamp<int64_t>(first_from(x.width), low_, cols);
   }
 
-  // Planes `plane` ... + `planes` - 1 of row h of image n: one row of the result per plane or, if
-  // `pixels`, per column.
-  void read(int64_t n, int64_t plane, int64_t planes, int64_t h, bool pixels, A* to,
-            int64_t to_stride) const {
-    const bool inside = h >= 0 && h < x_.height;
-    const int64_t low = inside ? low_ : cols_, high = inside ? high_ : cols_;
-    const Strides &s = x_.strides, &m = x_.mask_strides;
-    const auto at = [&](const Strides& s) {
-      return n * s.n + plane * s.c + h * s.h + (w_ + low * step_) * s.w;
-    };
-    const T* const from = x_.image + at(s);
-    const T* const mask = x_.mask ? x_.mask + at(m) : nullptr;
-    if (pixels) {
-      const auto zero = [&](int64_t i) { zero_vectors(to + i * to_stride, planes); };
-      for (int64_t i = 0; i < low; ++i) zero(i);
-      read_matrix(from, step_ * s.w, s.c, mask, step_ * m.w, m.c, high - low, planes,
-                  to + low * to_stride, to_stride);
-      for (int64_t i = high; i < cols_; ++i) zero(i);
-    } else {
-      for (int64_t p = 0; p < planes; ++p) zero_vectors(to + p * to_stride, low);
-      read_matrix(from, s.c, step_ * s.w, mask, m.c, step_ * m.w, planes, high - low, to + low,
-                  to_stride);
-      for (int64_t p = 0; p < planes; ++p) zero_vectors(to + p * to_stride + high, cols_ - high);
-    }
+  // Planes `plane` ... + `planes` - 1 of row h of image n, each a row of the result.
+  void read_planes(int64_t n, int64_t plane, int64_t planes, int64_t h, A* to,
+                   int64_t to_stride) const {
+    if (planes == 1) return read_plane(n, plane, h, to);
+    const Part part(*this, n, plane, h);
+    for (int64_t p = 0; p < planes; ++p) zero_vectors(to + p * to_stride, part.low);
+    read_matrix(part.from, x_.strides.c, step_ * x_.strides.w, part.mask, x_.mask_strides.c,
+                step_ * x_.mask_strides.w, planes, part.high - part.low, to + part.low, to_stride);
+    for (int64_t p = 0; p < planes; ++p)
+      zero_vectors(to + p * to_stride + part.high, cols_ - part.high);
+  }
+
+  // The same, with a row of the result for each column.
+  void read_pixels(int64_t n, int64_t plane, int64_t planes, int64_t h, A* to,
+                   int64_t to_stride) const {
+    const Part part(*this, n, plane, h);
+    const auto zero = [&](int64_t i) { zero_vectors(to + i * to_stride, planes); };
+    for (int64_t i = 0; i < part.low; ++i) zero(i);
+    read_matrix(part.from, step_ * x_.strides.w, x_.strides.c, part.mask, step_ * x_.mask_strides.w,
+                x_.mask_strides.c, part.high - part.low, planes, to + part.low * to_stride,
+                to_stride);
+    for (int64_t i = part.high; i < cols_; ++i) zero(i);
   }
 
  private:
+  // What of a row lies inside the image: columns low ... high - 1.
+  struct Part {
+    int64_t low, high;
+    const T *from, *mask;
+
+    Part(const PaddedRows& rows, int64_t n, int64_t plane, int64_t h) {
+      const Im2col<T>& x = rows.x_;
+      const bool inside = h >= 0 && h < x.height;
+      low = inside ? rows.low_ : rows.cols_;
+      high = inside ? rows.high_ : rows.cols_;
+      const int64_t w = rows.w_ + low * rows.step_;
+      const Strides &s = x.strides, &m = x.mask_strides;
+      from = x.image + n * s.n + plane * s.c + h * s.h + w * s.w;
+      mask = x.mask ? x.mask + n * m.n + plane * m.c + h * m.h + w * m.w : nullptr;
+    }
+  };
+
+  void read_plane(int64_t n, int64_t plane, int64_t h, A* to) const {
+    const Part part(*this, n, plane, h);
+    zero_vectors(to, part.low);
+    const int64_t inside = part.high - part.low;
+    read_row(part.from, step_ * x_.strides.w, inside, to + part.low);
+    if (part.mask) mask_row(part.mask, step_ * x_.mask_strides.w, inside, to + part.low);
+    zero_vectors(to + part.high, cols_ - part.high);
+  }
+
   const Im2col<T>& x_;
-  int64_t w_, cols_, step_, low_, high_;  // columns low ... high - 1 are inside the image
+  int64_t w_, cols_, step_, low_, high_;  // of rows inside the image
 };
 
 // How many planes had better be read at a time: where they lie side by side, those of a vector.

@@ -84,7 +84,7 @@ class Slab {
       for (int64_t phase = 0; phase < phases_h_ * phases_w_; ++phase) {
         for (int64_t i = 0; i < height_; ++i, row += width_) {
           const int64_t h = (a + i) * phases_h_ + phase / phases_w_ + first_row_;
-          columns_[phase % phases_w_].read(n, plane + p, count, h, false, row, plane_);
+          columns_[phase % phases_w_].read_planes(n, plane + p, count, h, row, plane_);
         }
       }
       for (int64_t i = 0; i < count; ++i) store(row + i * plane_, Vec<A>{});

@@ -75,8 +75,8 @@ void weight_grad_padded(const Slab<T>& slab, const Im2col<T>& g, int64_t outputs
   const int64_t together = planes_together(g);
   for (int64_t k = 0; k < outputs; k += together) {
     for (int64_t i = 0; i < rows; ++i) {
-      columns.read(n, g_plane + k, std::min(together, outputs - k), a + i, false,
-                   gradients + k * plane + i * g_width, plane);
+      columns.read_planes(n, g_plane + k, std::min(together, outputs - k), a + i,
+                          gradients + k * plane + i * g_width, plane);
     }
   }
   for (int64_t k = 0; k < outputs; k += kGradRows) {

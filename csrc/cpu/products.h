@@ -156,8 +156,8 @@ class WindowProducts {
       for (int64_t i = 0; i < lines; ++i, ++line) {
         for (int64_t c = 0; c < planes_; c += kLanes<A>) {
           const int count = static_cast<int>(std::min<int64_t>(kLanes<A>, planes_ - c));
-          columns.read(n, plane + c, count, a * grid.step_h + i + places_h_[0].shift, true,
-                       to + line * width_ * stride_ + c, stride_);
+          columns.read_pixels(n, plane + c, count, a * grid.step_h + i + places_h_[0].shift,
+                              to + line * width_ * stride_ + c, stride_);
         }
       }
     });
@@ -171,7 +171,7 @@ class WindowProducts {
       for (int64_t i = 0; i < rows; ++i, m += width * kRows) {
         for (int64_t k = 0; k < outputs; k += kLanes<A>) {
           const int count = static_cast<int>(std::min<int64_t>(kLanes<A>, outputs - k));
-          columns.read(n, plane + k, count, a + i, true, line, kLanes<A>);
+          columns.read_pixels(n, plane + k, count, a + i, line, kLanes<A>);
           A* const to = m + k / kRows * panel + k % kRows;
           for (int64_t b = 0; b < width; ++b)
             store_to_panels<A>(load<A>(line + b * kLanes<A>), panel, to + b * kRows);

@@ -186,7 +186,7 @@ class TransformedImage {
   void across_columns(int64_t n, int64_t plane, int count, int64_t a, int64_t rows, A* half) const {
     A* const lines = half + together_ * kTile * kPatch * half_;
     for (int64_t i = 0; i < kTile * (rows + 1); ++i) {
-      columns_.read(n, plane, count, kTile * a + i + first_row_, false, lines, line_);
+      columns_.read_planes(n, plane, count, kTile * a + i + first_row_, lines, line_);
       for (int p = 0; p < count; ++p) {
         const A* line = lines + p * line_;
         A* const to = half + (p * kTile + i % kTile) * kPatch * half_ + i / kTile * tiles_.width;

@@ -81,8 +81,8 @@ class TileProducts {
       for (int64_t c = 0; c < planes_; c += kLanes<A>) {
         const int count = static_cast<int>(std::min<int64_t>(kLanes<A>, planes_ - c));
         for (int64_t i = 0; i < kTile * (rows + 1); ++i) {
-          columns.read(n, plane + c, count, kTile * a + i + first_row_, true,
-                       lines + i * width * kLanes<A>, kLanes<A>);
+          columns.read_pixels(n, plane + c, count, kTile * a + i + first_row_,
+                              lines + i * width * kLanes<A>, kLanes<A>);
         }
         A* to = v + c;
         for (int64_t i = 0; i < rows; ++i) {
@@ -111,8 +111,8 @@ class TileProducts {
       for (int64_t k = 0; k < outputs; k += kLanes<A>) {
         const int count = static_cast<int>(std::min<int64_t>(kLanes<A>, outputs - k));
         for (int64_t i = 0; i < kTile * rows; ++i) {
-          columns.read(n, plane + k, count, kTile * a + i, true, lines + i * width * kLanes<A>,
-                       kLanes<A>);
+          columns.read_pixels(n, plane + k, count, kTile * a + i, lines + i * width * kLanes<A>,
+                              kLanes<A>);
         }
         A* to = m + k / kRows * panel + k % kRows;
         for (int64_t i = 0; i < rows; ++i) {
