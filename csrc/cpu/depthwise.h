@@ -19,9 +19,10 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/gemm.h"
+#include "common/integer.h"
 #include "cpu/im2col.h"
 #include "cpu/padded.h"
+#include "cpu/scratch.h"
 
 namespace d2lops {
 
@@ -43,7 +44,7 @@ struct ColumnRange {
 
 template <typename A>
 inline int64_t whole_vectors(int64_t n) {
-  return (n + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
+  return round_up(n, kLanes<A>);
 }
 
 // An image under a window: [row][column][channel] where channels lie side by side (`pixels`), else
@@ -67,7 +68,7 @@ class Patch {
     in_place_ = std::is_same_v<T, A> && !x.mask &&
                 (pixels ? x.strides.c == 1 : inside && x.strides.w == 1 && x.grid.step_w == 1);
     const int64_t phases = pixels ? 1 : x.grid.step_w;
-    width_ = (cols_ + phases - 1) / phases;
+    width_ = ceil_div(cols_, phases);
     col_ = in_place_ ? x.strides.w : pixels ? whole_vectors<A>(channels) : 1;
     row_ = in_place_ ? x.strides.h : phases * width_ * col_;
     row_step = x.grid.step_h * row_;
@@ -75,7 +76,7 @@ class Patch {
     for (int64_t phase = 0; phase < phases; ++phase) {
       const int64_t w = first_col_ + phase;
       const auto first_from = [&](int64_t column) {
-        return std::clamp<int64_t>((column - w + phases - 1) / phases, 0, width_);
+        return std::clamp<int64_t>(ceil_div(column - w, phases), 0, width_);
       };
       const int64_t low = w < 0 ? first_from(0) : 0;
       const int64_t high = w < x.width ? std::max(first_from(x.width), low) : low;
@@ -216,10 +217,10 @@ struct Strips {
     // A patch of a quarter of a megabyte, or one that fits the first-level cache.
     const int64_t most = patch.pixels ? 65536 : 8192, first = patch.size(1);
     rows = std::clamp<int64_t>(1 + (most - first) / patch.row_step, 1, height);
-    blocks = (height + rows - 1) / rows;
-    rows = (height + blocks - 1) / blocks;
+    blocks = ceil_div(height, rows);
+    rows = ceil_div(height, blocks);
     channels = channels_at_a_time(patch.pixels, all_channels);
-    across = (all_channels + channels - 1) / channels;
+    across = ceil_div(all_channels, channels);
   }
   static int64_t channels_at_a_time(bool pixels, int64_t all) {
     return pixels ? std::min<int64_t>(all, 128) : 1;

@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/gemm.h"
 #include "cpu/im2col.h"
 #include "cpu/padded.h"
 

@@ -15,7 +15,9 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/gemm.h"
+#include "common/integer.h"
+#include "cpu/matrix.h"
+#include "cpu/micro_kernel.h"
 
 namespace d2lops {
 
@@ -87,9 +89,8 @@ struct Im2col {
   void limit(std::vector<Tap>& all) const {
     const int64_t step = grid.step_w;
     for (Tap& tap : all) {
-      tap.begin = std::min(std::max<int64_t>(-tap.dw + step - 1, 0) / step, grid.width);
-      tap.end = std::clamp((std::max<int64_t>(width - tap.dw, 0) + step - 1) / step, tap.begin,
-                           grid.width);
+      tap.begin = std::clamp<int64_t>(ceil_div(-tap.dw, step), 0, grid.width);
+      tap.end = std::clamp(ceil_div(width - tap.dw, step), tap.begin, grid.width);
     }
   }
 
@@ -195,27 +196,13 @@ MemoryRows memory_rows(const Im2col<T>& x, int64_t first, int64_t count, int64_t
   return {data, taps, size * run * step, size * x.tap_stride, mask};
 }
 
-// to[r * to_stride + c] = from[r * row_stride + c * col_stride], with the mask's sign where it is
-// given. Where rows lie side by side, blocks are transposed in registers. May write up to the end of
-// a row's last vector: rows must be that far apart, or shorter than one vector.
+// to[r * to_stride + c] = from[r + c * col_stride], with the sign of mask[r + c * mask_stride] where
+// it is given: blocks are transposed in registers, and written up to the end of a row's last vector.
 template <typename T, typename A>
-void read_matrix(const T* from, int64_t row_stride, int64_t col_stride, const T* mask,
-                 int64_t mask_row_stride, int64_t mask_col_stride, int64_t rows, int64_t cols,
-                 A* to, int64_t to_stride) {
+[[gnu::noinline]] void transpose_matrix(const T* from, int64_t col_stride, const T* mask,
+                                        int64_t mask_stride, int64_t rows, int64_t cols, A* to,
+                                        int64_t to_stride) {
   constexpr int lanes = kLanes<A>;
-  if (col_stride == 1 || row_stride != 1 || (mask && mask_row_stride != 1)) {
-    // Rows that follow one another are one long row.
-    if (col_stride == 1 && row_stride == cols && to_stride == cols &&
-        (!mask || (mask_col_stride == 1 && mask_row_stride == cols))) {
-      cols *= rows;
-      rows = 1;
-    }
-    for (int64_t r = 0; r < rows; ++r) {
-      read_row(from + r * row_stride, col_stride, cols, to + r * to_stride);
-      if (mask) mask_row(mask + r * mask_row_stride, mask_col_stride, cols, to + r * to_stride);
-    }
-    return;
-  }
   for (int64_t r = 0; r < rows; r += lanes) {
     const int n = static_cast<int>(std::min<int64_t>(lanes, rows - r));
     const auto read = [&](const T* p) { return n == lanes ? load<A>(p) : load_first<A>(p, n); };
@@ -227,13 +214,34 @@ void read_matrix(const T* from, int64_t row_stride, int64_t col_stride, const T*
           block[i] = Vec<A>{};
         } else {
           block[i] = read(from + r + (c + i) * col_stride);
-          if (mask)
-            block[i] = read(mask + r + (c + i) * mask_col_stride) <= A{0} ? Vec<A>{} : block[i];
+          if (mask) block[i] = read(mask + r + (c + i) * mask_stride) <= A{0} ? Vec<A>{} : block[i];
         }
       }
       transpose<lanes, A>(block);
       for (int i = 0; i < n; ++i) store(to + (r + i) * to_stride + c, block[i]);
     }
+  }
+}
+
+// to[r * to_stride + c] = from[r * row_stride + c * col_stride], with the mask's sign where it is
+// given. May write up to the end of a row's last vector: rows must be that far apart, or shorter than
+// one vector.
+template <typename T, typename A>
+inline void read_matrix(const T* from, int64_t row_stride, int64_t col_stride, const T* mask,
+                        int64_t mask_row_stride, int64_t mask_col_stride, int64_t rows,
+                        int64_t cols, A* to, int64_t to_stride) {
+  if (rows > 1 && row_stride == 1 && col_stride != 1 && (!mask || mask_row_stride == 1)) {
+    return transpose_matrix(from, col_stride, mask, mask_col_stride, rows, cols, to, to_stride);
+  }
+  // Rows that follow one another are one long row.
+  if (col_stride == 1 && row_stride == cols && to_stride == cols &&
+      (!mask || (mask_col_stride == 1 && mask_row_stride == cols))) {
+    cols *= rows;
+    rows = 1;
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    read_row(from + r * row_stride, col_stride, cols, to + r * to_stride);
+    if (mask) mask_row(mask + r * mask_row_stride, mask_col_stride, cols, to + r * to_stride);
   }
 }
 
@@ -243,31 +251,79 @@ inline void zero_vectors(A* to, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes<A>) store(to + i, Vec<A>{});
 }
 
-// Planes `plane` ... + `planes` - 1 of row h of image n, `cols` columns from w on, zeros outside the
-// image: one row of the result per plane or, if `pixels`, per column, of up to a vector of planes.
-template <typename T, typename A>
-inline void read_padded(const Im2col<T>& x, int64_t n, int64_t plane, int planes, int64_t h,
-                        int64_t w, int64_t cols, bool pixels, A* to, int64_t to_stride) {
-  const bool row_inside = h >= 0 && h < x.height;  // columns low ... high - 1 are inside
-  const int64_t low = row_inside ? std::clamp<int64_t>(-w, 0, cols) : cols;
-  const int64_t high = row_inside ? std::clamp<int64_t>(x.width - w, low, cols) : cols;
-  const auto at = [&](const Strides& s) {
-    return n * s.n + plane * s.c + h * s.h + (w + low) * s.w;
-  };
-  const T* from = x.image + at(x.strides);
-  const T* mask = x.mask ? x.mask + at(x.mask_strides) : nullptr;
-  const Strides &s = x.strides, &m = x.mask_strides;
-  if (pixels) {
-    const auto zero = [&](int64_t i) { store(to + i * to_stride, Vec<A>{}); };
-    for (int64_t i = 0; i < low; ++i) zero(i);
-    read_matrix(from, s.w, s.c, mask, m.w, m.c, high - low, planes, to + low * to_stride,
-                to_stride);
-    for (int64_t i = high; i < cols; ++i) zero(i);
-  } else {
-    for (int p = 0; p < planes; ++p) zero_vectors(to + p * to_stride, low);
-    read_matrix(from, s.c, s.w, mask, m.c, m.w, planes, high - low, to + low, to_stride);
-    for (int p = 0; p < planes; ++p) zero_vectors(to + p * to_stride + high, cols - high);
+// Rows of an image with zeros around: `cols` columns from w on, `step` apart. Whatever follows a row
+// of a result may be written over, up to the end of the row's last vector.
+template <typename T>
+class PaddedRows {
+ public:
+  using A = Accumulator<T>;
+
+  PaddedRows(const Im2col<T>& x, int64_t w, int64_t cols, int64_t step = 1)
+      : x_(x), w_(w), cols_(cols), step_(step) {
+    const auto first_from = [&](int64_t column) { return ceil_div(column - w, step); };
+    low_ = std::clamp<int64_t>(first_from(0), 0, cols);
+    high_ = std::clamp<int64_t>(first_from(x.width), low_, cols);
   }
+
+  // Planes `plane` ... + `planes` - 1 of row h of image n, each a row of the result.
+  void read_planes(int64_t n, int64_t plane, int64_t planes, int64_t h, A* to,
+                   int64_t to_stride) const {
+    if (planes == 1) return read_plane(n, plane, h, to);
+    const Part part(*this, n, plane, h);
+    for (int64_t p = 0; p < planes; ++p) zero_vectors(to + p * to_stride, part.low);
+    read_matrix(part.from, x_.strides.c, step_ * x_.strides.w, part.mask, x_.mask_strides.c,
+                step_ * x_.mask_strides.w, planes, part.high - part.low, to + part.low, to_stride);
+    for (int64_t p = 0; p < planes; ++p)
+      zero_vectors(to + p * to_stride + part.high, cols_ - part.high);
+  }
+
+  // The same, with a row of the result for each column.
+  void read_pixels(int64_t n, int64_t plane, int64_t planes, int64_t h, A* to,
+                   int64_t to_stride) const {
+    const Part part(*this, n, plane, h);
+    const auto zero = [&](int64_t i) { zero_vectors(to + i * to_stride, planes); };
+    for (int64_t i = 0; i < part.low; ++i) zero(i);
+    read_matrix(part.from, step_ * x_.strides.w, x_.strides.c, part.mask, step_ * x_.mask_strides.w,
+                x_.mask_strides.c, part.high - part.low, planes, to + part.low * to_stride,
+                to_stride);
+    for (int64_t i = part.high; i < cols_; ++i) zero(i);
+  }
+
+ private:
+  // What of a row lies inside the image: columns low ... high - 1.
+  struct Part {
+    int64_t low, high;
+    const T *from, *mask;
+
+    Part(const PaddedRows& rows, int64_t n, int64_t plane, int64_t h) {
+      const Im2col<T>& x = rows.x_;
+      const bool inside = h >= 0 && h < x.height;
+      low = inside ? rows.low_ : rows.cols_;
+      high = inside ? rows.high_ : rows.cols_;
+      const int64_t w = rows.w_ + low * rows.step_;
+      const Strides &s = x.strides, &m = x.mask_strides;
+      from = x.image + n * s.n + plane * s.c + h * s.h + w * s.w;
+      mask = x.mask ? x.mask + n * m.n + plane * m.c + h * m.h + w * m.w : nullptr;
+    }
+  };
+
+  void read_plane(int64_t n, int64_t plane, int64_t h, A* to) const {
+    const Part part(*this, n, plane, h);
+    zero_vectors(to, part.low);
+    const int64_t inside = part.high - part.low;
+    read_row(part.from, step_ * x_.strides.w, inside, to + part.low);
+    if (part.mask) mask_row(part.mask, step_ * x_.mask_strides.w, inside, to + part.low);
+    zero_vectors(to + part.high, cols_ - part.high);
+  }
+
+  const Im2col<T>& x_;
+  int64_t w_, cols_, step_, low_, high_;  // of rows inside the image
+};
+
+// How many planes had better be read at a time: where they lie side by side, those of a vector.
+template <typename T>
+inline int64_t planes_together(const Im2col<T>& x) {
+  return x.strides.c == 1 ? kLanes<Accumulator<T>> : 1;
 }
 
 // The weights that meet the taps, as a reader: element (i, tap) is data[i * i_stride +

@@ -27,8 +27,10 @@ inline int64_t read_vectors(const T* p, int64_t n, A* out) {
   return i;
 }
 
+// Always inline: where it is left to the compiler, it depends on how many others call it, and a call
+// costs packing up to half of its speed.
 template <typename T, typename A>
-inline void read_row(const T* p, int64_t stride, int64_t n, A* out) {
+[[gnu::always_inline]] inline void read_row(const T* p, int64_t stride, int64_t n, A* out) {
   if (stride == 1) {
     const int64_t i = read_vectors<1>(p, n, out);
     if (i < n) store(out + i, load_first<A>(p + i, static_cast<int>(n - i)));

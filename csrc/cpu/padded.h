@@ -20,8 +20,11 @@
 #include <memory>
 #include <vector>
 
-#include "cpu/gemm.h"
+#include "common/integer.h"
 #include "cpu/im2col.h"
+#include "cpu/micro_kernel.h"
+#include "cpu/panels.h"
+#include "cpu/scratch.h"
 
 namespace d2lops {
 
@@ -54,12 +57,16 @@ class Slab {
     first_col_ = col_least;
     height_ = out_rows + (row_most - row_least) / phases_h_;
     width_ = x.grid.width + (col_most - col_least) / phases_w_;
+    plane_ = phases_h_ * phases_w_ * height_ * width_ + kLanes<A>;
+    for (int64_t phase = 0; phase < phases_w_; ++phase)
+      columns_.emplace_back(x, first_col_ + phase, width_, phases_w_);
     for (int64_t p = 0; p < planes; ++p) {
       for (const Place& r : rows) {
         for (const Place& s : cols) {
           const int64_t h = r.shift - first_row_, w = s.shift - first_col_;
-          const int64_t plane = (p * phases_h_ + h % phases_h_) * phases_w_ + w % phases_w_;
-          offsets_.push_back((plane * height_ + h / phases_h_) * width_ + w / phases_w_);
+          const int64_t phase = h % phases_h_ * phases_w_ + w % phases_w_;
+          offsets_.push_back(p * plane_ + (phase * height_ + h / phases_h_) * width_ +
+                             w / phases_w_);
         }
       }
     }
@@ -67,22 +74,25 @@ class Slab {
 
   int64_t width() const { return width_; }
   const int64_t* offsets() const { return offsets_.data(); }
-  // With room for a panel of columns at the last position, and for read_row's last vector.
-  int64_t size() const {
-    return planes_ * phases_h_ * phases_w_ * height_ * width_ + kCols<A> + kLanes<A>;
-  }
+  // With room for a panel of columns at the last position.
+  int64_t size() const { return planes_ * plane_ + kCols<A> + kLanes<A>; }
 
-  // Input for the outputs of image n from row a on. `plane` is the first of the planes.
+  // Input for the outputs of image n from row a on. `plane` is the first of the planes. Rows follow
+  // one another in memory, so that what one writes beyond its end is written over by the next.
   void fill(int64_t n, int64_t plane, int64_t a, A* to) const {
-    for (int64_t p = plane; p < plane + planes_; ++p) {
+    const int64_t together = planes_together(x_);
+    for (int64_t p = 0; p < planes_; p += together) {
+      const int64_t count = std::min(together, planes_ - p);
+      A* row = to + p * plane_;
       for (int64_t phase = 0; phase < phases_h_ * phases_w_; ++phase) {
-        for (int64_t i = 0; i < height_; ++i, to += width_) {
+        for (int64_t i = 0; i < height_; ++i, row += width_) {
           const int64_t h = (a + i) * phases_h_ + phase / phases_w_ + first_row_;
-          fill_row(n, p, h, phase % phases_w_ + first_col_, to);
+          columns_[phase % phases_w_].read_planes(n, plane + p, count, h, row, plane_);
         }
       }
+      for (int64_t i = 0; i < count; ++i) store(row + i * plane_, Vec<A>{});
     }
-    std::fill_n(to, kCols<A> + kLanes<A>, A{0});
+    std::fill_n(to + planes_ * plane_, kCols<A> + kLanes<A>, A{0});
   }
 
  private:
@@ -93,32 +103,10 @@ class Slab {
     return {least->shift, most->shift};
   }
 
-  // Row h of the image from column w on, every phases_w_-th, zeros outside.
-  void fill_row(int64_t n, int64_t p, int64_t h, int64_t w, A* to) const {
-    int64_t low = 0, high = 0;
-    if (h >= 0 && h < x_.height) {
-      const auto first_not_below = [&](int64_t column) {
-        return std::clamp<int64_t>((column - w + phases_w_ - 1) / phases_w_, 0, width_);
-      };
-      low = w < 0 ? first_not_below(0) : 0;
-      high = w < x_.width ? std::max(first_not_below(x_.width), low) : low;
-    }
-    std::fill_n(to, low, A{0});
-    if (low < high) {
-      const int count = static_cast<int>(high - low);
-      w += low * phases_w_;
-      read_row(x_.image + n * x_.strides.n + p * x_.strides.c + h * x_.strides.h + w * x_.strides.w,
-               phases_w_ * x_.strides.w, count, to + low);
-      if (x_.mask) {
-        const Strides& y = x_.mask_strides;
-        mask_row(x_.mask + n * y.n + p * y.c + h * y.h + w * y.w, phases_w_ * y.w, count, to + low);
-      }
-    }
-    std::fill_n(to + high, width_ - high, A{0});
-  }
-
   const Im2col<T>& x_;
   int64_t planes_, phases_h_, phases_w_, first_row_, first_col_, height_, width_;
+  int64_t plane_;  // distance of planes: all phases, and what their last row writes beyond its end
+  std::vector<PaddedRows<T>> columns_;  // of each phase
   std::vector<int64_t> offsets_;
 };
 
@@ -130,7 +118,7 @@ class PackedWeights {
   using A = Accumulator<T>;
 
   PackedWeights(int64_t groups, int64_t outputs, int64_t depth)
-      : panels((outputs + kRows - 1) / kRows),
+      : panels(ceil_div(outputs, kRows)),
         outputs_(outputs),
         depth_(depth),
         data_(new A[groups * panels * blocks() * kPanel]) {}
@@ -155,7 +143,7 @@ class PackedWeights {
  private:
   // With room for the end of the last row's last vector.
   static constexpr int64_t kPanel = kRows * kDepth + kLanes<A>;
-  int64_t blocks() const { return (depth_ + kDepth - 1) / kDepth; }
+  int64_t blocks() const { return ceil_div(depth_, kDepth); }
 
   int64_t outputs_, depth_;
   std::unique_ptr<A[]> data_;

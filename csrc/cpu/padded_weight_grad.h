@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "common/integer.h"
 #include "cpu/padded.h"
 
 namespace d2lops {
@@ -27,7 +28,7 @@ void weight_grad_tile(int64_t rows, int64_t width, const A* const (&g)[kGradRows
                       A (&out)[kGradRows][kGradTaps]) {
   constexpr int lanes = kLanes<A>;
   Vec<A> sum[kGradRows][kGradTaps] = {};
-  const int64_t whole = width / lanes * lanes, g_width = (width + lanes - 1) / lanes * lanes;
+  const int64_t whole = width / lanes * lanes, g_width = round_up(width, lanes);
   const int rest = static_cast<int>(width - whole);
   const auto add = [&](int64_t g_at, auto&& load_x) {
     Vec<A> gradient[kGradRows];
@@ -66,21 +67,17 @@ void weight_grad_padded(const Slab<T>& slab, const Im2col<T>& g, int64_t outputs
                         Accumulator<T>* dw) {
   using A = Accumulator<T>;
   constexpr int lanes = kLanes<A>;
-  const int64_t width = g.width, g_width = (width + lanes - 1) / lanes * lanes,
-                plane = rows * g_width;
-  A* const image = scratch<A>(slab.size() + outputs * plane + lanes);
+  const int64_t width = g.width, g_width = round_up(width, lanes),
+                plane = rows * g_width + lanes;  // with room beyond the last row
+  A* const image = scratch<A>(slab.size() + outputs * plane);
   A* const gradients = image + slab.size();
   slab.fill(n, x_plane, a, image);
-  for (int64_t k = 0; k < outputs; ++k) {
+  const PaddedRows<T> columns(g, 0, g_width);
+  const int64_t together = planes_together(g);
+  for (int64_t k = 0; k < outputs; k += together) {
     for (int64_t i = 0; i < rows; ++i) {
-      A* const to = gradients + k * plane + i * g_width;
-      const auto at = [&](const Strides& s) {
-        return n * s.n + (g_plane + k) * s.c + (a + i) * s.h;
-      };
-      read_row(g.image + at(g.strides), g.strides.w, static_cast<int>(width), to);
-      if (g.mask)
-        mask_row(g.mask + at(g.mask_strides), g.mask_strides.w, static_cast<int>(width), to);
-      std::fill_n(to + width, g_width - width, A{0});
+      columns.read_planes(n, g_plane + k, std::min(together, outputs - k), a + i,
+                          gradients + k * plane + i * g_width, plane);
     }
   }
   for (int64_t k = 0; k < outputs; k += kGradRows) {

@@ -15,9 +15,11 @@
 #include <vector>
 
 #include "common/integer.h"
-#include "cpu/gemm.h"
 #include "cpu/im2col.h"
+#include "cpu/micro_kernel.h"
 #include "cpu/padded.h"
+#include "cpu/panels.h"
+#include "cpu/scratch.h"
 
 namespace d2lops {
 
@@ -146,6 +148,7 @@ class WindowProducts {
  private:
   void fill_image(int64_t plane, int64_t row, int64_t rows, A* to, int64_t* offsets) const {
     const Grid& grid = x_.grid;
+    const PaddedRows<T> columns(x_, places_w_[0].shift, width_);
     int64_t line = 0;
     rows_.for_each_image(row, rows, [&](int64_t n, int64_t a, int64_t rows) {
       for (int64_t i = 0; i < rows; ++i) {
@@ -156,8 +159,8 @@ class WindowProducts {
       for (int64_t i = 0; i < lines; ++i, ++line) {
         for (int64_t c = 0; c < planes_; c += kLanes<A>) {
           const int count = static_cast<int>(std::min<int64_t>(kLanes<A>, planes_ - c));
-          read_padded(x_, n, plane + c, count, a * grid.step_h + i + places_h_[0].shift,
-                      places_w_[0].shift, width_, true, to + line * width_ * stride_ + c, stride_);
+          columns.read_pixels(n, plane + c, count, a * grid.step_h + i + places_h_[0].shift,
+                              to + line * width_ * stride_ + c, stride_);
         }
       }
     });
@@ -166,11 +169,12 @@ class WindowProducts {
   void fill_gradient(int64_t plane, int64_t outputs, int64_t row, int64_t rows, A* m, int64_t panel,
                      A* line) const {
     const int64_t width = x_.grid.width;
+    const PaddedRows<T> columns(g_, 0, width);
     rows_.for_each_image(row, rows, [&](int64_t n, int64_t a, int64_t rows) {
       for (int64_t i = 0; i < rows; ++i, m += width * kRows) {
         for (int64_t k = 0; k < outputs; k += kLanes<A>) {
           const int count = static_cast<int>(std::min<int64_t>(kLanes<A>, outputs - k));
-          read_padded(g_, n, plane + k, count, a + i, 0, width, true, line, kLanes<A>);
+          columns.read_pixels(n, plane + k, count, a + i, line, kLanes<A>);
           A* const to = m + k / kRows * panel + k % kRows;
           for (int64_t b = 0; b < width; ++b)
             store_to_panels<A>(load<A>(line + b * kLanes<A>), panel, to + b * kRows);

@@ -27,9 +27,10 @@
 #include <vector>
 
 #include "common/integer.h"
-#include "cpu/gemm.h"
 #include "cpu/im2col.h"
+#include "cpu/micro_kernel.h"
 #include "cpu/padded.h"
+#include "cpu/scratch.h"
 
 namespace d2lops::winograd {
 
@@ -144,12 +145,11 @@ class TransformedImage {
   // `first_row` and `first_col`: where tile (0, 0) begins. `rows`: of tiles, at most, at a time.
   TransformedImage(const Im2col<T>& x, const Tiles& tiles, int64_t planes, int64_t first_row,
                    int64_t first_col, int64_t rows)
-      : x_(x),
+      : columns_(x, first_col, kTile * (tiles.width + 1)),
         tiles_(tiles),
         planes_(planes),
         first_row_(first_row),
-        first_col_(first_col),
-        together_(x.strides.c == 1 ? kLanes<A> : 1),
+        together_(planes_together(x)),
         stride_(row_stride<A>(rows * tiles.width)),
         position_(planes * stride_ + kLanes<A>),  // no power of two: positions must not share sets
         line_(kTile * (tiles.width + 1) + 3 * kLanes<A>),
@@ -187,8 +187,7 @@ class TransformedImage {
   void across_columns(int64_t n, int64_t plane, int count, int64_t a, int64_t rows, A* half) const {
     A* const lines = half + together_ * kTile * kPatch * half_;
     for (int64_t i = 0; i < kTile * (rows + 1); ++i) {
-      read_padded(x_, n, plane, count, kTile * a + i + first_row_, first_col_,
-                  kTile * (tiles_.width + 1), false, lines, line_);
+      columns_.read_planes(n, plane, count, kTile * a + i + first_row_, lines, line_);
       for (int p = 0; p < count; ++p) {
         const A* line = lines + p * line_;
         A* const to = half + (p * kTile + i % kTile) * kPatch * half_ + i / kTile * tiles_.width;
@@ -216,9 +215,9 @@ class TransformedImage {
     }
   }
 
-  const Im2col<T>& x_;
+  PaddedRows<T> columns_;
   Tiles tiles_;
-  int64_t planes_, first_row_, first_col_, together_, stride_, position_, line_, half_;
+  int64_t planes_, first_row_, together_, stride_, position_, line_, half_;
   int64_t offsets_[kSumDepth];
 };
 

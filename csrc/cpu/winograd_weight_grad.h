@@ -76,12 +76,13 @@ class TileProducts {
   void fill_patches(int64_t plane, int64_t row, int64_t rows, A* v, int64_t position,
                     A* lines) const {
     const int64_t width = kTile * (tiles_.width + 1);
+    const PaddedRows<T> columns(x_, first_col_, width);
     this->rows().for_each_image(row, rows, [&](int64_t n, int64_t a, int64_t rows) {
       for (int64_t c = 0; c < planes_; c += kLanes<A>) {
         const int count = static_cast<int>(std::min<int64_t>(kLanes<A>, planes_ - c));
         for (int64_t i = 0; i < kTile * (rows + 1); ++i) {
-          read_padded(x_, n, plane + c, count, kTile * a + i + first_row_, first_col_, width, true,
-                      lines + i * width * kLanes<A>, kLanes<A>);
+          columns.read_pixels(n, plane + c, count, kTile * a + i + first_row_,
+                              lines + i * width * kLanes<A>, kLanes<A>);
         }
         A* to = v + c;
         for (int64_t i = 0; i < rows; ++i) {
@@ -105,12 +106,13 @@ class TileProducts {
   void fill_tiles(int64_t plane, int64_t outputs, int64_t row, int64_t rows, A* m, int64_t position,
                   int64_t panel, A* lines) const {
     const int64_t width = kTile * tiles_.width;
+    const PaddedRows<T> columns(g_, 0, width);
     this->rows().for_each_image(row, rows, [&](int64_t n, int64_t a, int64_t rows) {
       for (int64_t k = 0; k < outputs; k += kLanes<A>) {
         const int count = static_cast<int>(std::min<int64_t>(kLanes<A>, outputs - k));
         for (int64_t i = 0; i < kTile * rows; ++i) {
-          read_padded(g_, n, plane + k, count, kTile * a + i, 0, width, true,
-                      lines + i * width * kLanes<A>, kLanes<A>);
+          columns.read_pixels(n, plane + k, count, kTile * a + i, lines + i * width * kLanes<A>,
+                              kLanes<A>);
         }
         A* to = m + k / kRows * panel + k % kRows;
         for (int64_t i = 0; i < rows; ++i) {
