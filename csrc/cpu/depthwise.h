@@ -67,21 +67,14 @@ class Patch {
                         first_col_ >= 0 && first_col_ + cols_ <= x.width;
     in_place_ = std::is_same_v<T, A> && !x.mask &&
                 (pixels ? x.strides.c == 1 : inside && x.strides.w == 1 && x.grid.step_w == 1);
-    const int64_t phases = pixels ? 1 : x.grid.step_w;
-    width_ = ceil_div(cols_, phases);
+    phases_ = pixels ? 1 : x.grid.step_w;
+    width_ = ceil_div(cols_, phases_);
     col_ = in_place_ ? x.strides.w : pixels ? whole_vectors<A>(channels) : 1;
-    row_ = in_place_ ? x.strides.h : phases * width_ * col_;
+    row_ = in_place_ ? x.strides.h : phases_ * width_ * col_;
     row_step = x.grid.step_h * row_;
     col_step = pixels ? x.grid.step_w * col_ : 1;
-    for (int64_t phase = 0; phase < phases; ++phase) {
-      const int64_t w = first_col_ + phase;
-      const auto first_from = [&](int64_t column) {
-        return std::clamp<int64_t>(ceil_div(column - w, phases), 0, width_);
-      };
-      const int64_t low = w < 0 ? first_from(0) : 0;
-      const int64_t high = w < x.width ? std::max(first_from(x.width), low) : low;
-      phases_.push_back({phase * width_, low, high, w + low * phases});
-    }
+    for (int64_t phase = 0; phase < phases_; ++phase)
+      columns_.emplace_back(x, first_col_ + phase, width_, phases_);
     for (const Place& r : rows) {
       shifts_.push_back(r.shift);
       for (const Place& s : cols) places.push_back({r.index, s.index});
@@ -101,13 +94,15 @@ class Patch {
     if constexpr (std::is_same_v<T, A>) {
       if (in_place_) return x_.image + n * s.n + channel * s.c + first * s.h + first_col_ * s.w;
     }
-    for (int64_t i = 0; i < height(out_rows); ++i) {
-      A* const row = to + i * row_;
-      const int64_t h = first + i;
-      if (h < 0 || h >= x_.height) {
-        zero_vectors(row, row_);
-      } else {
-        for (const Phase& phase : phases_) read_phase(phase, n, channel, count, h, row);
+    A* row = to;
+    for (int64_t h = first; h < first + height(out_rows); ++h) {
+      for (const PaddedRows<T>& columns : columns_) {
+        if (pixels) {
+          columns.read_pixels(n, channel, count, h, row, col_);
+        } else {
+          columns.read_planes(n, channel, 1, h, row, 0);
+        }
+        row += width_ * col_;
       }
     }
     return to;
@@ -131,31 +126,6 @@ class Patch {
   std::vector<ColumnRange> ranges;
 
  private:
-  // Columns of a patch, every step_w-th of the image's: from `begin` on, `low` to `high` are inside.
-  struct Phase {
-    int64_t begin, low, high, first;
-  };
-
-  void read_phase(const Phase& phase, int64_t n, int64_t channel, int count, int64_t h,
-                  A* row) const {
-    const auto at = [&](const Strides& s) {
-      return n * s.n + channel * s.c + h * s.h + phase.first * s.w;
-    };
-    A* const to = row + phase.begin;
-    const T* from = x_.image + at(x_.strides);
-    const T* mask = x_.mask ? x_.mask + at(x_.mask_strides) : nullptr;
-    const Strides &s = x_.strides, &m = x_.mask_strides;
-    const int64_t inside = phase.high - phase.low, step = x_.grid.step_w;
-    zero_vectors(to, phase.low * col_);
-    if (pixels) {
-      read_matrix(from, s.w, s.c, mask, m.w, m.c, inside, count, to + phase.low * col_, col_);
-    } else {
-      read_row(from, step * s.w, inside, to + phase.low);
-      if (mask) mask_row(mask, step * m.w, inside, to + phase.low);
-    }
-    zero_vectors(to + phase.high * col_, (width_ - phase.high) * col_);
-  }
-
   // Whether taps must not be read where they lie outside the image.
   bool clipped() const { return in_place_ && pixels; }
   int64_t height(int64_t out_rows) const { return (out_rows - 1) * x_.grid.step_h + rows_; }
@@ -178,10 +148,9 @@ class Patch {
   ColumnRange range(int64_t b, const std::vector<Place>& rows, const std::vector<Place>& cols,
                     int64_t begin, int64_t end) const {
     ColumnRange range{b, b, {}, begin, end - begin, 1};
-    const int64_t phases = pixels ? 1 : x_.grid.step_w;
     const auto add = [&](int64_t r, int64_t s) {
       const int64_t h = rows[r].shift - first_row_, w = cols[s].shift - first_col_;
-      range.taps.push_back({h * row_ + (w % phases * width_ + w / phases) * col_,
+      range.taps.push_back({h * row_ + (w % phases_ * width_ + w / phases_) * col_,
                             r * static_cast<int64_t>(cols.size()) + s});
     };
     const auto height = static_cast<int64_t>(rows.size());
@@ -204,9 +173,9 @@ class Patch {
   const Im2col<T>& x_;
   bool in_place_;
   int64_t first_row_ = 0, first_col_ = 0, rows_ = 1, cols_ = 1;  // rows_: under one output
-  int64_t width_, col_, row_;
-  std::vector<int64_t> shifts_;  // of the window's rows
-  std::vector<Phase> phases_;
+  int64_t phases_, width_, col_, row_;
+  std::vector<int64_t> shifts_;         // of the window's rows
+  std::vector<PaddedRows<T>> columns_;  // of each phase
 };
 
 // Tasks: some rows of outputs of an image, and some channels; as sizes alone have it.
