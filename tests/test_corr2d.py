@@ -121,6 +121,9 @@ SIZES = {
     "1023 pixels": Case((3, 2, 11, 31), (3, 2, 3, 3), {"padding": 1}),
     "2049 pixels": Case((1, 2, 3, 683), (9, 2, 3, 3), {"padding": 1}),
     "5 chunks": Case((5, 3, 33, 35), (4, 3, 5, 5), {"padding": 2}),
+    "37 images of 3 x 3": Case((37, 3, 3, 3), (17, 3, 5, 5), {"padding": 2}),
+    "19 images of 5 x 4, in groups": Case((19, 6, 5, 4), (66, 3, 2, 3), {"groups": 2}),
+    "23 images, stride": Case((23, 5, 9, 7), (33, 5, 3, 3), {"stride": 2, "padding": 1}),
     "many strides": Case((2, 9, 37, 41), (8, 9, 3, 3), {"stride": 2, "padding": 1}),
 }
 

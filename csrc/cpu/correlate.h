@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "common/integer.h"
@@ -69,6 +70,28 @@ void correlate_packed(int64_t groups, const GroupStep& step, const Im2col<T>& x,
                });
 }
 
+// How many images, and rows of outputs of each, share a slab of half a megabyte or so: enough to fill
+// the panels of a product, and some tasks for each thread.
+template <typename T>
+std::pair<int64_t, int64_t> slab_of_tasks(int64_t groups, const GroupStep& step, const Im2col<T>& x,
+                                          const std::vector<Place>& rows,
+                                          const std::vector<Place>& cols) {
+  constexpr int64_t room = 131072, columns = kCols<Accumulator<T>>;
+  const Grid& grid = x.grid;
+  const int64_t above = rows.size() / grid.step_h, beside = cols.size() / grid.step_w;
+  const int64_t threads = get_num_threads(), planes = step.planes * grid.step_h * grid.step_w;
+  const int64_t fitting = std::max<int64_t>(room / (planes * grid.width) - above, 4);
+  const int64_t fair =
+      std::max(grid.height * grid.images * groups / (4 * threads), ceil_div(columns, grid.width));
+  const int64_t out_rows = std::min({fitting, fair, grid.height});
+  if (out_rows < grid.height) return {1, out_rows};
+  const int64_t image = planes * (grid.height + above) * (grid.width + beside);
+  const int64_t most = std::min(room / image, 8 * columns / (grid.height * grid.width));
+  const int64_t tasks = ceil_div(grid.images, std::max<int64_t>(most, 1));
+  return {ceil_div(grid.images, groups % threads == 0 ? tasks : round_up(tasks, threads)),
+          out_rows};
+}
+
 // The same by slabs (padded.h): windows of several places.
 template <typename T>
 void correlate_in_slabs(int64_t groups, const GroupStep& step, const Im2col<T>& x, int64_t depth,
@@ -83,24 +106,21 @@ void correlate_in_slabs(int64_t groups, const GroupStep& step, const Im2col<T>& 
                    packed.pack(weight, i / packed.panels, i % packed.panels);
                  }
                });
-  // As many output rows at a time as make a slab of half a megabyte, but some tasks for each
-  // thread.
-  const int64_t row = step.planes * x.grid.step_h * x.grid.step_w * x.grid.width;
-  const int64_t fitting = std::max<int64_t>(131072 / row - static_cast<int64_t>(rows.size()), 4);
-  const int64_t fair = x.grid.height * x.grid.images * groups / (4 * get_num_threads());
-  const int64_t out_rows = std::clamp<int64_t>(std::min(fitting, fair), 1, x.grid.height);
+  const auto [images, out_rows] = slab_of_tasks(groups, step, x, rows, cols);
   const int64_t blocks = ceil_div(x.grid.height, out_rows);
-  const Slab<T> slab(x, step.planes, rows, cols, out_rows);
+  const Slab<T> slab(x, step.planes, rows, cols, images, out_rows);
   out.channels_first = true;
-  const int64_t work = out_rows * slab.width() * step.outputs * depth;
-  parallel_for(0, x.grid.images * groups * blocks, grain(work), [&](int64_t begin, int64_t end) {
+  const int64_t work = images * out_rows * slab.width() * step.outputs * depth;
+  const int64_t tasks = ceil_div(x.grid.images, images) * groups * blocks;
+  parallel_for(0, tasks, grain(work), [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t a = task % blocks * out_rows, group = task / blocks % groups,
-                    n = task / blocks / groups;
+                    n = task / blocks / groups * images;
+      const Band band{n, std::min(images, x.grid.images - n), a,
+                      std::min(out_rows, x.grid.height - a)};
       ImageWriter<T> writer = writer_of_group(out, group, step);
       writer.image += n * out.strides.n + a * out.grid.step_h * out.strides.h;
-      correlate_padded(slab, packed, group, n, group * step.planes, a,
-                       std::min(out_rows, x.grid.height - a), depth, writer);
+      correlate_padded(slab, packed, group, band, group * step.planes, depth, writer);
     }
   });
 }
@@ -225,9 +245,7 @@ void correlate(int64_t groups, const GroupStep& step, Im2col<T> x, const std::ve
   }
   if (is_depthwise(groups, step, x))
     return correlate_depthwise(groups, x, rows, cols, w, step.weights, ws, out);
-  const bool slabs =
-      fits_slabs(x, step.planes, rows, cols) &&
-      (x.grid.step_w == 1 || step.outputs < 32 || x.grid.height * x.grid.width >= 256);
+  const bool slabs = fits_slabs(x, step.planes, rows, cols) && x.grid.count() >= 32;
   x.runs_over_taps = !slabs && runs_over_taps(x.strides, step.planes);
   auto taps =
       make_taps(step.planes, rows, cols, x.strides, x.mask_strides, w_plane, ws, x.runs_over_taps);

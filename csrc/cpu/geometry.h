@@ -131,8 +131,7 @@ bool fits_slabs(const Im2col<T>& x, int64_t planes, const std::vector<Place>& ro
                 const std::vector<Place>& cols) {
   const auto places = static_cast<int64_t>(rows.size() * cols.size());
   const int64_t row = planes * x.grid.step_h * x.grid.step_w * x.grid.width;
-  return places > 1 && x.grid.height * x.grid.width >= 32 &&
-         row * static_cast<int64_t>(rows.size()) <= 1 << 20;
+  return places > 1 && row * static_cast<int64_t>(rows.size()) <= 1 << 20;
 }
 
 }  // namespace d2lops

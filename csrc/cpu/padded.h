@@ -1,10 +1,10 @@
 // Cross-correlation without packing its image: the blocked product of gemm.h, whose B is read in
 // place.
 //
-// A task owns some output rows of one image and group. It copies the input rows that they need,
-// padded with zeros, into a slab: per channel one plane for each phase of the stride, in which the
-// inputs of neighbouring outputs are neighbours. Then, with position = a * (width of the slab) + b
-// for output (a, b),
+// A task owns some output rows of one image and group, or several small images. It copies the input
+// rows that they need, padded with zeros, into a slab: per channel one plane for each phase of the
+// stride, in which the inputs of neighbouring outputs are neighbours, image below image. Then, with
+// position = a * (width of the slab) + b for output (a, b),
 //
 //   B[position, tap] = slab[position + offset(tap)]
 //
@@ -41,23 +41,32 @@ struct Place {
   int64_t index, shift;
 };
 
+// The outputs of a task: rows a ... a + rows - 1 of images n ... n + images - 1.
+struct Band {
+  int64_t n, images, a, rows;
+};
+
 template <typename T>
 class Slab {
  public:
   using A = Accumulator<T>;
 
-  // For `planes` planes of an image under the window rows x cols, `out_rows` rows of outputs at a
-  // time.
+  // For `planes` planes of an image under the window rows x cols, `out_rows` rows of outputs of
+  // `images` images at a time.
   Slab(const Im2col<T>& x, int64_t planes, const std::vector<Place>& rows,
-       const std::vector<Place>& cols, int64_t out_rows)
-      : x_(x), planes_(planes), phases_h_(x.grid.step_h), phases_w_(x.grid.step_w) {
+       const std::vector<Place>& cols, int64_t images, int64_t out_rows)
+      : x_(x),
+        planes_(planes),
+        images_(images),
+        phases_h_(x.grid.step_h),
+        phases_w_(x.grid.step_w) {
     const auto [row_least, row_most] = shifts(rows);
     const auto [col_least, col_most] = shifts(cols);
     first_row_ = row_least;
     first_col_ = col_least;
     height_ = out_rows + (row_most - row_least) / phases_h_;
     width_ = x.grid.width + (col_most - col_least) / phases_w_;
-    plane_ = phases_h_ * phases_w_ * height_ * width_ + kLanes<A>;
+    plane_ = phases_h_ * phases_w_ * images_ * height_ * width_ + kLanes<A>;
     for (int64_t phase = 0; phase < phases_w_; ++phase)
       columns_.emplace_back(x, first_col_ + phase, width_, phases_w_);
     for (int64_t p = 0; p < planes; ++p) {
@@ -65,32 +74,37 @@ class Slab {
         for (const Place& s : cols) {
           const int64_t h = r.shift - first_row_, w = s.shift - first_col_;
           const int64_t phase = h % phases_h_ * phases_w_ + w % phases_w_;
-          offsets_.push_back(p * plane_ + (phase * height_ + h / phases_h_) * width_ +
+          offsets_.push_back(p * plane_ + (phase * images_ * height_ + h / phases_h_) * width_ +
                              w / phases_w_);
         }
       }
     }
   }
 
+  int64_t height() const { return height_; }  // of an image
   int64_t width() const { return width_; }
   const int64_t* offsets() const { return offsets_.data(); }
   // With room for a panel of columns at the last position.
   int64_t size() const { return planes_ * plane_ + kCols<A> + kLanes<A>; }
 
-  // Input for the outputs of image n from row a on. `plane` is the first of the planes. Rows follow
-  // one another in memory, so that what one writes beyond its end is written over by the next.
-  void fill(int64_t n, int64_t plane, int64_t a, A* to) const {
+  // Input for the outputs of a band. `plane` is the first of the planes. Rows follow one another in
+  // memory, so that what one writes beyond its end is written over by the next.
+  void fill(const Band& band, int64_t plane, A* to) const {
     const int64_t together = planes_together(x_);
     for (int64_t p = 0; p < planes_; p += together) {
       const int64_t count = std::min(together, planes_ - p);
-      A* row = to + p * plane_;
+      A* const planes = to + p * plane_;
       for (int64_t phase = 0; phase < phases_h_ * phases_w_; ++phase) {
-        for (int64_t i = 0; i < height_; ++i, row += width_) {
-          const int64_t h = (a + i) * phases_h_ + phase / phases_w_ + first_row_;
-          columns_[phase % phases_w_].read_planes(n, plane + p, count, h, row, plane_);
+        for (int64_t image = 0; image < band.images; ++image) {
+          A* row = planes + (phase * images_ + image) * height_ * width_;
+          for (int64_t i = 0; i < height_; ++i, row += width_) {
+            const int64_t h = (band.a + i) * phases_h_ + phase / phases_w_ + first_row_;
+            columns_[phase % phases_w_].read_planes(band.n + image, plane + p, count, h, row,
+                                                    plane_);
+          }
         }
       }
-      for (int64_t i = 0; i < count; ++i) store(row + i * plane_, Vec<A>{});
+      for (int64_t i = 1; i <= count; ++i) store(planes + i * plane_ - kLanes<A>, Vec<A>{});
     }
     std::fill_n(to + planes_ * plane_, kCols<A> + kLanes<A>, A{0});
   }
@@ -104,7 +118,7 @@ class Slab {
   }
 
   const Im2col<T>& x_;
-  int64_t planes_, phases_h_, phases_w_, first_row_, first_col_, height_, width_;
+  int64_t planes_, images_, phases_h_, phases_w_, first_row_, first_col_, height_, width_;
   int64_t plane_;  // distance of planes: all phases, and what their last row writes beyond its end
   std::vector<PaddedRows<T>> columns_;  // of each phase
   std::vector<int64_t> offsets_;
@@ -169,38 +183,41 @@ void copy_run(const A* from, const int64_t* offsets, int depth, int n, int room,
   }
 }
 
-// Columns j ... j + cols - 1 of the product, not counting those beyond the output's width, from a slab
-// to a panel. They are runs of its rows.
-template <typename A>
-void copy_columns(const A* slab, const int64_t* offsets, int64_t slab_width, int64_t width,
-                  int64_t j, int cols, int depth, A* panel) {
+// Columns j ... j + cols - 1 of the product, not counting positions that are no outputs, from a slab
+// to a panel. They are runs of its rows: `rows` of each image, `width` columns of each.
+template <typename T, typename A>
+void copy_columns(const Slab<T>& slab, const A* image, const int64_t* offsets, int64_t rows,
+                  int64_t width, int64_t j, int cols, int depth, A* panel) {
   using Copy = void (*)(const A*, const int64_t*, int, int, int, A*);
   static constexpr Copy copies[] = {copy_run<1, A>, copy_run<2, A>, copy_run<3, A>};
   static_assert(kVectors == 3);
   for (int at = 0; at < cols;) {
     const int64_t row = (j + at) / width, col = (j + at) % width;
+    const int64_t slab_row = row / rows * slab.height() + row % rows;
     const int n = static_cast<int>(std::min<int64_t>(cols - at, width - col));
     // What follows a run is written over by the next one, within its row of the panel.
-    copies[(n - 1) / kLanes<A>](slab + row * slab_width + col, offsets, depth, n, kCols<A> - at,
-                                panel + at);
+    copies[(n - 1) / kLanes<A>](image + slab_row * slab.width() + col, offsets, depth, n,
+                                kCols<A> - at, panel + at);
     at += n;
   }
 }
 
-// One task: outputs in rows a ... a + out_rows - 1 of image n and one group. `out` points at row a
-// of that image and group.
+// One task: a band of outputs of one group. `out` points at its first row.
 template <typename T>
 void correlate_padded(const Slab<T>& slab, const PackedWeights<T>& weights, int64_t group,
-                      int64_t n, int64_t plane, int64_t a, int64_t out_rows, int64_t depth,
-                      ImageWriter<T> out) {
+                      const Band& band, int64_t plane, int64_t depth, ImageWriter<T> out) {
   using A = Accumulator<T>;
   constexpr int64_t piece = kRows * kCols<A>;
-  // For each k, a panel of outputs takes kVectors * kRows / 2 cycles, and a copy about five for each
-  // vector of a run; what it saves are the positions beyond the width.
-  const int64_t vectors = (kCols<A> / out.columns + 1) * ((out.columns - 1) / kLanes<A> + 1);
-  const bool copied = weights.panels * (kVectors * kRows / 2) * (slab.width() - out.columns) >
-                      5 * std::min<int64_t>(vectors, kCols<A>) * out.columns;
-  const int64_t width = copied ? out.columns : slab.width();
+  // For each k, kCols positions take kVectors * kRows / 2 cycles with each panel of outputs, and to
+  // copy them about five for each vector of a run; what it saves are positions that are no outputs.
+  const int64_t in_place =
+      ((band.images - 1) * slab.height() + band.rows - 1) * slab.width() + out.columns;
+  const int64_t outputs = band.images * band.rows * out.columns;
+  const int64_t vectors = (kCols<A> / out.columns + 1) * ceil_div(out.columns, kLanes<A>);
+  const int64_t product = weights.panels * (kVectors * kRows / 2),
+                copy = 5 * std::min<int64_t>(vectors, kCols<A>);
+  const bool copied =
+      ceil_div(outputs, kCols<A>) * (product + copy) < ceil_div(in_place, kCols<A>) * product;
   // Columns at a time: as many as keep their sums in the second-level cache.
   const int64_t tile = std::clamp<int64_t>(98304 / (weights.panels * piece), 1, 16) * kCols<A>;
   const bool one_block = depth <= kDepth;
@@ -209,9 +226,11 @@ void correlate_padded(const Slab<T>& slab, const PackedWeights<T>& weights, int6
                               (one_block ? piece : weights.panels * piece * tile / kCols<A>));
   A* const panel = image + slab.size();
   A* const sums = panel + panel_size;
-  slab.fill(n, plane, a, image);
-  out.grid = {1, out_rows, width, out.grid.step_h, out.grid.step_w};
-  const int64_t positions = (out_rows - 1) * width + out.columns;
+  slab.fill(band, plane, image);
+  out.rows = band.rows;
+  out.grid = {band.images, copied ? band.rows : slab.height(), copied ? out.columns : slab.width(),
+              out.grid.step_h, out.grid.step_w};
+  const int64_t positions = copied ? outputs : in_place;
   for (int64_t j0 = 0; j0 < positions; j0 += tile) {
     const int64_t j1 = std::min(j0 + tile, positions);
     for (int64_t k = 0; k < depth; k += kDepth) {
@@ -219,8 +238,8 @@ void correlate_padded(const Slab<T>& slab, const PackedWeights<T>& weights, int6
       for (int64_t j = j0; j < j1; j += kCols<A>) {
         const int cols = static_cast<int>(std::min<int64_t>(kCols<A>, j1 - j));
         if (copied) {
-          copy_columns(image, slab.offsets() + k, slab.width(), width, j, cols, weights.depth(k),
-                       panel);
+          copy_columns(slab, image, slab.offsets() + k, band.rows, out.columns, j, cols,
+                       weights.depth(k), panel);
         }
         for (int64_t i = 0; i < weights.panels; ++i) {
           const int rows = weights.rows(i);

@@ -71,7 +71,7 @@ void weight_grad_padded(const Slab<T>& slab, const Im2col<T>& g, int64_t outputs
                 plane = rows * g_width + lanes;  // with room beyond the last row
   A* const image = scratch<A>(slab.size() + outputs * plane);
   A* const gradients = image + slab.size();
-  slab.fill(n, x_plane, a, image);
+  slab.fill({n, 1, a, rows}, x_plane, image);
   const PaddedRows<T> columns(g, 0, g_width);
   const int64_t together = planes_together(g);
   for (int64_t k = 0; k < outputs; k += together) {

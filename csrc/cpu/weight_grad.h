@@ -155,7 +155,7 @@ void weight_grad_in_slabs(const Geometry& geo, const Im2col<T>& g, const Im2col<
       std::clamp<int64_t>(131072 / row - static_cast<int64_t>(rows.size()), 1, x.grid.height);
   const int64_t blocks = ceil_div(x.grid.height, out_rows), tasks = x.grid.images * blocks;
   const int64_t parts = std::clamp<int64_t>(tasks, 1, 32), run = ceil_div(tasks, parts);
-  const Slab<T> slab(x, geo.in, rows, cols, out_rows);
+  const Slab<T> slab(x, geo.in, rows, cols, 1, out_rows);
   std::vector<A> partial(parts * geo.groups * geo.out * n);
   parallel_for(0, parts * geo.groups, grain(run * out_rows * x.grid.width * geo.out * n),
                [&](int64_t begin, int64_t end) {
@@ -267,6 +267,7 @@ void corr2d_weight_grad(const Geometry& geo, const T* g, const Strides& gs, cons
   }
   const bool depthwise = is_depthwise(geo.groups, {geo.in, 0, geo.out}, image);
   const bool slabs = !depthwise && fits_slabs(image, geo.in, rows, cols) &&
+                     image.grid.height * image.grid.width >= 32 &&
                      geo.out * geo.in * geo.kernel.h * geo.kernel.w <= 16384;
   // Windows of one place have no use for an image that can be shifted.
   if (!depthwise && rows.size() * cols.size() > 1 && geo.stride.w == 1 &&
