@@ -245,7 +245,7 @@ void correlate(int64_t groups, const GroupStep& step, Im2col<T> x, const std::ve
   }
   if (is_depthwise(groups, step, x))
     return correlate_depthwise(groups, x, rows, cols, w, step.weights, ws, out);
-  const bool slabs = fits_slabs(x, step.planes, rows, cols) && x.grid.count() >= 32;
+  const bool slabs = fits_slabs(x, step.planes, rows, cols) && x.grid.height * x.grid.width >= 8;
   x.runs_over_taps = !slabs && runs_over_taps(x.strides, step.planes);
   auto taps =
       make_taps(step.planes, rows, cols, x.strides, x.mask_strides, w_plane, ws, x.runs_over_taps);
