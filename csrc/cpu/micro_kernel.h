@@ -24,12 +24,12 @@ constexpr int kDepth = 240;
 template <typename A>
 struct PackedColumns {
   const A* panel;
-  const A* at(int k) const { return panel + k * kCols<A>; }
+  [[gnu::always_inline]] const A* at(int k) const { return panel + k * kCols<A>; }
 };
 
 // What the micro-kernel does with a number of a row and one of each column.
 template <typename Columns, typename V>
-V multiply_add(const Columns&, V row, V column, V sum) {
+[[gnu::always_inline]] inline V multiply_add(const Columns&, V row, V column, V sum) {
   return sum + row * column;
 }
 

@@ -32,7 +32,7 @@ template <typename A>
 struct ShiftedColumns {
   const A* slab;
   const int64_t* offset;
-  const A* at(int k) const { return slab + offset[k]; }
+  [[gnu::always_inline]] const A* at(int k) const { return slab + offset[k]; }
 };
 
 // A place of the window along one axis: which row or column of the kernel it is, and where it

@@ -98,8 +98,8 @@ MemoryRows memory_rows(const Pairs<Reader>& pairs, int64_t first, int64_t count,
 // Columns of pairs in a packed panel.
 struct PairColumns : FetchingColumns<float> {};
 
-inline Vec<float> multiply_add(const PairColumns&, Vec<float> row, Vec<float> column,
-                               Vec<float> sum) {
+[[gnu::always_inline]] inline Vec<float> multiply_add(const PairColumns&, Vec<float> row,
+                                                      Vec<float> column, Vec<float> sum) {
   return _mm512_dpbf16_ps(sum, bits_as<__m512bh>(row), bits_as<__m512bh>(column));
 }
 

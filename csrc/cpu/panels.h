@@ -24,7 +24,8 @@ class Ahead {
         next_row_(memory.stride - lines_ * kLine),
         mask_(memory.mask) {}
 
-  void fetch() {
+  // A call from within the micro-kernel would cost it all its registers.
+  [[gnu::always_inline]] void fetch() {
     if (rows_ <= 0) return;
     __builtin_prefetch(line_, 0, 2);
     __builtin_prefetch(line_ + mask_, 0, 2);
@@ -47,7 +48,7 @@ template <typename A>
 struct FetchingColumns {
   const A* panel;
   Ahead* ahead;
-  const A* at(int k) const {
+  [[gnu::always_inline]] const A* at(int k) const {
     if (k % 2 == 0) ahead->fetch();  // more often, and the kernel waits for its own loads
     return panel + k * kCols<A>;
   }
