@@ -272,9 +272,21 @@ void corr2d(const Geometry& geo, const T* x, const Strides& xs, const T* w, cons
                {y, ys, written, epilogue, channels_first<T>(ys, geo.out), geo.output.w});
 }
 
+// Whether the elements of a plane, and planes, follow one another.
+inline bool is_dense(const Strides& s, const Pair& size) {
+  return s.w == 1 && s.h == size.w && s.c == size.h * size.w;
+}
+
 template <typename T>
 void corr2d_input_grad(const Geometry& geo, const T* g, const Strides& gs, const Plane<T>& y,
                        const T* w, const Strides& ws, T* dx, const Strides& xs) {
+  const int64_t places = geo.kernel.h * geo.kernel.w;
+  if (geo.covers_image() && places > 1 && is_dense(ws, geo.kernel) && is_dense(xs, geo.input)) {
+    // Each input has one place in the window: what is an element of a plane can be called a plane.
+    const Geometry flat{geo.images, geo.groups, geo.in * places, geo.out, {1, 1}, {1, 1},
+                        {1, 1},     {1, 1},     {1, 1},          {},      {}};
+    return corr2d_input_grad(flat, g, gs, y, w, {ws.n, 1, 1, 1}, dx, {xs.n, 1, 1, 1});
+  }
   for (int64_t ph = 0; ph < std::min(geo.stride.h, geo.input.h); ++ph) {
     for (int64_t pw = 0; pw < std::min(geo.stride.w, geo.input.w); ++pw) {
       const Grid read{geo.images, ceil_div(geo.input.h - ph, geo.stride.h),

@@ -18,6 +18,14 @@ struct Pair {
 struct Geometry {
   int64_t images, groups, in, out;
   Pair input, output, kernel, stride, dilation, before, after;  // padding before and after
+
+  // Whether there is one window, which is the whole image and no more.
+  bool covers_image() const {
+    const auto along = [&](int64_t Pair::* axis) {
+      return kernel.*axis == input.*axis && before.*axis == 0 && after.*axis == 0;
+    };
+    return along(&Pair::h) && along(&Pair::w);
+  }
 };
 
 // y with the strides of its image, or none.
@@ -121,7 +129,7 @@ bool fits_winograd(const GroupStep& step, const Im2col<T>& x, const std::vector<
 }
 
 // Which way: the direct kernels and the slabs need rows of a size that fits the cache; slabs pay
-// for windows of several places over outputs that fill whole vectors.
+// for windows of several places.
 template <typename T>
 bool is_depthwise(int64_t groups, const GroupStep& step, const Im2col<T>& x) {
   return groups > 1 && step.planes == 1 && step.outputs == 1 && x.grid.width <= 65536;
