@@ -2,10 +2,11 @@
 // nothing of autograd, and check only what memory safety needs; d2lops/ops/ holds the public
 // functions.
 //
-// Conventions: images are (N, C, H, W) in any strides. `window` is one list, because each list costs
-// a small layer much of its time: kernel (height, width; for pooling alone), stride (height, width),
-// padding (top, bottom, left, right), dilation (height, width; not for averages), groups (for corr2d
-// alone). `y` is the output of a ReLU whose derivative masks `g`: where y <= 0, g counts as zero.
+// Conventions: images are (N, C, H, W) in any strides. `window` is one list, because each list
+// costs a small layer much of its time: kernel (height, width; for pooling alone), stride (height,
+// width), padding (top, bottom, left, right), dilation (height, width; not for averages), groups
+// (for corr2d alone). `y` is the output of a ReLU whose derivative masks `g`: where y <= 0, g
+// counts as zero.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(d2lops, m) {

@@ -1,4 +1,5 @@
-// Division of integers with other roundings than the built-in one, towards zero. Divisors are positive.
+// Division of integers with other roundings than the built-in one, towards zero. Divisors are
+// positive.
 #pragma once
 
 #include <cstdint>

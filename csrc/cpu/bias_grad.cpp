@@ -65,8 +65,8 @@ V passing(V y, V gradient) {
   return y <= V{} ? V{} : gradient;
 }
 
-// The sums of pixels first ... first + count - 1 <= kBlock, for all channels, which lie side by side
-// in g: some vectors of channels at a time, in registers.
+// The sums of pixels first ... first + count - 1 <= kBlock, for all channels, which lie side by
+// side in g: some vectors of channels at a time, in registers.
 template <typename T, typename A>
 void sum_pixels(const Extent& extent, const Planes<T>& g, const Planes<T>& y, int64_t first,
                 int count, A* sums) {

@@ -6,8 +6,8 @@
 //                                  that meet (h, v) of
 //   weight grad   dw[k, c, r, s] = sum over n, a, b of              g[n, k, a, b] x[n, c, h, v]
 //
-// Several ways, by sizes alone: Winograd's transforms (winograd.h, winograd_weight_grad.h: windows of
-// 3 x 3 over many channels); the blocked product of gemm.h over the im2col matrix, packed a few
+// Several ways, by sizes alone: Winograd's transforms (winograd.h, winograd_weight_grad.h: windows
+// of 3 x 3 over many channels); the blocked product of gemm.h over the im2col matrix, packed a few
 // kilobytes at a time (im2col.h: windows of one place, small outputs), or read in place from padded
 // slabs (padded.h: most windows; products.h, padded_weight_grad.h: their weight gradients); and
 // direct sums for depthwise layers (depthwise.h). The input gradient runs once per phase of the

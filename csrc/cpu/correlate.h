@@ -70,8 +70,8 @@ void correlate_packed(int64_t groups, const GroupStep& step, const Im2col<T>& x,
                });
 }
 
-// How many images, and rows of outputs of each, share a slab of half a megabyte or so: enough to fill
-// the panels of a product, and some tasks for each thread.
+// How many images, and rows of outputs of each, share a slab of half a megabyte or so: enough to
+// fill the panels of a product, and some tasks for each thread.
 template <typename T>
 std::pair<int64_t, int64_t> slab_of_tasks(int64_t groups, const GroupStep& step, const Im2col<T>& x,
                                           const std::vector<Place>& rows,

@@ -7,9 +7,9 @@
 //
 // Tiling: kTogether such vectors, neighbours along a row or down the rows, are summed in registers.
 // Where taps of a line of the window are as far apart, each vector of x is loaded once for all of
-// them. Channels are read in place, and taps outside the image left out. Columns, whose vectors would
-// straddle its border, are copied to a patch with zeros around, some rows of outputs at a time; and so
-// are numbers that have to be widened or masked first.
+// them. Channels are read in place, and taps outside the image left out. Columns, whose vectors
+// would straddle its border, are copied to a patch with zeros around, some rows of outputs at a
+// time; and so are numbers that have to be widened or masked first.
 //
 // Limit: main memory for windows of 3 x 3, which take R S multiply-adds per element.
 #pragma once
@@ -210,7 +210,8 @@ struct Strips {
   int64_t channels, rows, across, blocks;
 };
 
-// Weights as vectors: w[1 + tap][channels], or w[1 + tap][copies] for each channel; the first is the bias.
+// Weights as vectors: w[1 + tap][channels], or w[1 + tap][copies] for each channel; the first is
+// the bias.
 template <typename T>
 struct WindowWeights {
   using A = Accumulator<T>;
@@ -352,8 +353,8 @@ constexpr AddProductsOf<A> add_products_of(int64_t taps, std::integer_sequence<i
   return kernels[taps - 1];
 }
 
-// The same for n x `inner` numbers and any number of taps; vectors of sums are `sum_inner` apart for
-// each of inner.
+// The same for n x `inner` numbers and any number of taps; vectors of sums are `sum_inner` apart
+// for each of inner.
 template <typename A>
 void add_products(std::pair<const WindowTap*, const WindowTap*> taps, int64_t n, int64_t inner,
                   const A* g, int64_t g_step, const A* x, int64_t x_step, A* sums, int64_t sum_step,

@@ -6,12 +6,12 @@
 // epilogue it has.
 //
 // Tiling (Goto's, with the roles that suit wide vectors): a thread owns a tile of C. For each block
-// of kDepth k's it packs the tile's rows of A (resident in L2) and B one panel of kCols columns at a
-// time (resident in L1), each just before its first use, and runs the micro-kernel over them: a
+// of kDepth k's it packs the tile's rows of A (resident in L2) and B one panel of kCols columns at
+// a time (resident in L1), each just before its first use, and runs the micro-kernel over them: a
 // kRows x kCols piece of C in registers, one broadcast and three fused multiply-adds per row and k.
 // What will be packed next is fetched from within that loop. Limit: the FMA units; what is lost is
-// packing, 1 / kTileCols element per multiply-add for A, 1 / kTileRows for B, and the edges of small
-// problems.
+// packing, 1 / kTileCols element per multiply-add for A, 1 / kTileRows for B, and the edges of
+// small problems.
 //
 // Determinism: an element of C is the sum of its blocks' sums, each in order of k. Neither tiles
 // nor threads enter into it. Blocks also keep rounding errors small: each starts from zero.

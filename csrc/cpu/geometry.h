@@ -114,9 +114,9 @@ struct GroupStep {
   int64_t planes, weights, outputs;  // input planes, elements of the weight, output planes
 };
 
-// Windows of 3 x 3 neighbours, over enough channels and pixels that the transforms cost little beside
-// the products, in rows whose tiles fit the cache or nearly. How many images there are must not matter: each has its own bits, whatever lies
-// beside it.
+// Windows of 3 x 3 neighbours, over enough channels and pixels that the transforms cost little
+// beside the products, in rows whose tiles fit the cache or nearly. How many images there are must
+// not matter: each has its own bits, whatever lies beside it.
 template <typename T>
 bool fits_winograd(const GroupStep& step, const Im2col<T>& x, const std::vector<Place>& rows,
                    const std::vector<Place>& cols) {

@@ -196,8 +196,9 @@ MemoryRows memory_rows(const Im2col<T>& x, int64_t first, int64_t count, int64_t
   return {data, taps, size * run * step, size * x.tap_stride, mask};
 }
 
-// to[r * to_stride + c] = from[r + c * col_stride], with the sign of mask[r + c * mask_stride] where
-// it is given: blocks are transposed in registers, and written up to the end of a row's last vector.
+// to[r * to_stride + c] = from[r + c * col_stride], with the sign of mask[r + c * mask_stride]
+// where it is given: blocks are transposed in registers, and written up to the end of a row's last
+// vector.
 template <typename T, typename A>
 [[gnu::noinline]] void transpose_matrix(const T* from, int64_t col_stride, const T* mask,
                                         int64_t mask_stride, int64_t rows, int64_t cols, A* to,
@@ -224,8 +225,8 @@ template <typename T, typename A>
 }
 
 // to[r * to_stride + c] = from[r * row_stride + c * col_stride], with the mask's sign where it is
-// given. May write up to the end of a row's last vector: rows must be that far apart, or shorter than
-// one vector.
+// given. May write up to the end of a row's last vector: rows must be that far apart, or shorter
+// than one vector.
 template <typename T, typename A>
 inline void read_matrix(const T* from, int64_t row_stride, int64_t col_stride, const T* mask,
                         int64_t mask_row_stride, int64_t mask_col_stride, int64_t rows,
@@ -251,8 +252,8 @@ inline void zero_vectors(A* to, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes<A>) store(to + i, Vec<A>{});
 }
 
-// Rows of an image with zeros around: `cols` columns from w on, `step` apart. Whatever follows a row
-// of a result may be written over, up to the end of the row's last vector.
+// Rows of an image with zeros around: `cols` columns from w on, `step` apart. Whatever follows a
+// row of a result may be written over, up to the end of the row's last vector.
 template <typename T>
 class PaddedRows {
  public:

@@ -17,8 +17,8 @@
 namespace d2lops {
 namespace {
 
-// What a layer does to a piece of its product on the way out: add the bias, clamp at zero (NaN stays
-// NaN), round. There is a bias for each of `width` outputs.
+// What a layer does to a piece of its product on the way out: add the bias, clamp at zero (NaN
+// stays NaN), round. There is a bias for each of `width` outputs.
 template <typename T>
 class Writer {
  public:

@@ -1,5 +1,5 @@
-// What the pluggable parts of gemm.h are made of: rows read, masked and written, the reader of a matrix
-// as it lies in memory, and the epilogue.
+// What the pluggable parts of gemm.h are made of: rows read, masked and written, the reader of a
+// matrix as it lies in memory, and the epilogue.
 #pragma once
 
 #include <algorithm>
@@ -27,8 +27,8 @@ inline int64_t read_vectors(const T* p, int64_t n, A* out) {
   return i;
 }
 
-// Always inline: where it is left to the compiler, it depends on how many others call it, and a call
-// costs packing up to half of its speed.
+// Always inline: where it is left to the compiler, it depends on how many others call it, and a
+// call costs packing up to half of its speed.
 template <typename T, typename A>
 [[gnu::always_inline]] inline void read_row(const T* p, int64_t stride, int64_t n, A* out) {
   if (stride == 1) {
@@ -141,8 +141,8 @@ RowsInPlace<A> rows_in_place(const Matrix<A>& m, int64_t i, int64_t k, int) {
   return {m.k_stride == 1 && !m.y ? m.data + i * m.i_stride + k : nullptr, m.i_stride};
 }
 
-// Rows of a reader's matrix as they lie in memory, in bytes, for whoever fetches them before they are
-// read; `mask` is how far behind them their mask lies. No rows if that is not known.
+// Rows of a reader's matrix as they lie in memory, in bytes, for whoever fetches them before they
+// are read; `mask` is how far behind them their mask lies. No rows if that is not known.
 struct MemoryRows {
   const void* data = nullptr;
   int64_t rows = 0, size = 0, stride = 0, mask = 0;

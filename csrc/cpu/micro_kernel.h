@@ -1,4 +1,5 @@
-// The innermost loop of gemm.h, and the sizes that it sets: a kRows x kCols piece of C in registers.
+// The innermost loop of gemm.h, and the sizes that it sets: a kRows x kCols piece of C in
+// registers.
 #pragma once
 
 #include <cstdint>

@@ -183,8 +183,8 @@ void copy_run(const A* from, const int64_t* offsets, int depth, int n, int room,
   }
 }
 
-// Columns j ... j + cols - 1 of the product, not counting positions that are no outputs, from a slab
-// to a panel. They are runs of its rows: `rows` of each image, `width` columns of each.
+// Columns j ... j + cols - 1 of the product, not counting positions that are no outputs, from a
+// slab to a panel. They are runs of its rows: `rows` of each image, `width` columns of each.
 template <typename T, typename A>
 void copy_columns(const Slab<T>& slab, const A* image, const int64_t* offsets, int64_t rows,
                   int64_t width, int64_t j, int cols, int depth, A* panel) {

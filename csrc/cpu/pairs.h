@@ -1,8 +1,8 @@
-// bfloat16 in pairs, for processors that multiply and add two at once: the same product over half as
-// many terms, of which each is  a[i, 2p] b[j, 2p] + a[i, 2p + 1] b[j, 2p + 1].
+// bfloat16 in pairs, for processors that multiply and add two at once: the same product over half
+// as many terms, of which each is  a[i, 2p] b[j, 2p] + a[i, 2p + 1] b[j, 2p + 1].
 //
-// A pair takes the place of a float32 number in readers, buffers and panels, bit for bit, so packing
-// is that of gemm.h. Only the multiplication knows.
+// A pair takes the place of a float32 number in readers, buffers and panels, bit for bit, so
+// packing is that of gemm.h. Only the multiplication knows.
 #pragma once
 
 #include <algorithm>

@@ -15,9 +15,9 @@
 
 namespace d2lops {
 
-// Scratch memory, first zero, that a thread keeps from call to call: fresh pages cost more than packing
-// does. Large ones ask for huge pages, without which looking up addresses takes up to a third of a
-// product's time. Two slots serve two uses at once.
+// Scratch memory, first zero, that a thread keeps from call to call: fresh pages cost more than
+// packing does. Large ones ask for huge pages, without which looking up addresses takes up to a
+// third of a product's time. Two slots serve two uses at once.
 template <typename A, int Slot = 0>
 A* scratch(size_t count) {
   constexpr size_t huge_page = 2 << 20;
@@ -35,7 +35,8 @@ A* scratch(size_t count) {
 #if defined(MADV_HUGEPAGE)
     if (alignment == huge_page) madvise(memory.get(), bytes, MADV_HUGEPAGE);
 #endif
-    // Lanes whose results are not used may still read it, and subnormal garbage is slow to multiply.
+    // Lanes whose results are not used may still read it, and subnormal garbage is slow to
+    // multiply.
     std::memset(memory.get(), 0, bytes);
     capacity = bytes / sizeof(A);
   }

@@ -173,8 +173,8 @@ void weight_grad_in_slabs(const Geometry& geo, const Im2col<T>& g, const Im2col<
   add_parts(partial, parts, geo.groups * geo.out, n, 1, taps, dw);
 }
 
-// In how many parts the weight gradient by products sums over so many pixels: enough for some threads,
-// as long as their results stay below 32 MB or so.
+// In how many parts the weight gradient by products sums over so many pixels: enough for some
+// threads, as long as their results stay below 32 MB or so.
 inline int64_t parts_of_pixels(int64_t pixels, int64_t least, int64_t result) {
   return std::clamp<int64_t>(std::min(pixels / least, (1 << 23) / result), 1, 16);
 }

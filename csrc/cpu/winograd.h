@@ -9,8 +9,8 @@
 // in two, a tile of 2 x 2 outputs takes 16 instead of 36. Summed over channels, each of the 16
 // positions of a transformed tile is a matrix product of its own, (outputs x channels) times
 // (channels x tiles), by the micro-kernel of gemm.h. With x -> V, w -> U, y <- M the trilinear form
-// reads <corr2d(x, w), g> = sum over positions, tiles, channels of U V (A g), so the weight gradient
-// needs the adjoints of the same three maps and nothing else.
+// reads <corr2d(x, w), g> = sum over positions, tiles, channels of U V (A g), so the weight
+// gradient needs the adjoints of the same three maps and nothing else.
 //
 // Tiling: a task owns some rows of tiles; V and M of as many of them as fit the second-level cache
 // stay there. Limit: the FMA units, at 2.25 times the direct method's speed, less the transforms
@@ -121,9 +121,9 @@ inline int64_t row_stride(int64_t n) {
   return stride * sizeof(A) % 4096 == 0 ? stride + kLanes<A> : stride;
 }
 
-// Rows of tiles per task: those that keep the busiest thread least busy. The micro-kernel takes kCols
-// tiles at a time, and a task costs something by itself. Around 150 tiles share the reading of the
-// weights, and leave V and M in the cache for up to a hundred channels.
+// Rows of tiles per task: those that keep the busiest thread least busy. The micro-kernel takes
+// kCols tiles at a time, and a task costs something by itself. Around 150 tiles share the reading
+// of the weights, and leave V and M in the cache for up to a hundred channels.
 template <typename A>
 int64_t rows_per_task(const Tiles& tiles, int64_t groups, int64_t threads) {
   constexpr int64_t most = 150;
@@ -249,7 +249,8 @@ class TransformedWeights {
   int64_t pieces() const { return panels * ceil_div(planes_, kTogether); }
 
   // Piece `i`, in an order that goes through the weights as they lie in memory. w is the group's,
-  // `output` and `plane` are their strides; place (r, s) of the window is at places[r * kWindow + s].
+  // `output` and `plane` are their strides; place (r, s) of the window is at places[r * kWindow +
+  // s].
   void fill(const T* w, int64_t output, int64_t plane, const int64_t (&places)[kPlaces],
             int64_t group, int64_t i) {
     const int64_t across = pieces() / panels;
@@ -309,8 +310,8 @@ class TransformedWeights {
   A* data_;
 };
 
-// Outputs from M, whose positions are `position` and whose panels are `across` pieces apart; tile 0 of
-// it is the batch's tile `first`. Returns whether all of them are finite.
+// Outputs from M, whose positions are `position` and whose panels are `across` pieces apart; tile 0
+// of it is the batch's tile `first`. Returns whether all of them are finite.
 template <typename T>
 bool write_outputs(const Accumulator<T>* m, int64_t position, int64_t across, int64_t count,
                    int64_t first, const TransformedWeights<T>& weights,
