@@ -85,11 +85,18 @@ std::pair<int64_t, int64_t> slab_of_tasks(int64_t groups, const GroupStep& step,
       std::max(grid.height * grid.images * groups / (4 * threads), ceil_div(columns, grid.width));
   const int64_t out_rows = std::min({fitting, fair, grid.height});
   if (out_rows < grid.height) return {1, out_rows};
-  const int64_t image = planes * (grid.height + above) * (grid.width + beside);
-  const int64_t most = std::min(room / image, 8 * columns / (grid.height * grid.width));
+  const int64_t height = grid.height + above, width = grid.width + beside;
+  const int64_t most =
+      std::min(room / (planes * height * width), 8 * columns / (grid.height * grid.width));
   const int64_t tasks = ceil_div(grid.images, std::max<int64_t>(most, 1));
-  return {ceil_div(grid.images, groups % threads == 0 ? tasks : round_up(tasks, threads)),
-          out_rows};
+  const int64_t images =
+      ceil_div(grid.images, groups % threads == 0 ? tasks : round_up(tasks, threads));
+  const auto cost = [&](int64_t images) {
+    const BandCost<Accumulator<T>> band(ceil_div(step.outputs, kRows), images, grid.height, height,
+                                        width, grid.width);
+    return std::min(band.in_place, band.copied);
+  };
+  return {cost(images) < images * cost(1) ? images : 1, out_rows};
 }
 
 // The same by slabs (padded.h): windows of several places.

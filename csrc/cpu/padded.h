@@ -202,22 +202,34 @@ void copy_columns(const Slab<T>& slab, const A* image, const int64_t* offsets, i
   }
 }
 
+// How many columns the product of a band has, and what it costs for each k, in cycles: kCols columns
+// take kVectors * kRows / 2 with each panel of outputs, and to copy them about five for each vector
+// of a run; what that saves are positions that are no outputs.
+template <typename A>
+struct BandCost {
+  int64_t positions, outputs, in_place, copied;
+
+  BandCost(int64_t panels, int64_t images, int64_t rows, int64_t slab_height, int64_t slab_width,
+           int64_t columns)
+      : positions(((images - 1) * slab_height + rows - 1) * slab_width + columns),
+        outputs(images * rows * columns) {
+    const int64_t vectors = (kCols<A> / columns + 1) * ceil_div(columns, kLanes<A>);
+    const int64_t product = panels * (kVectors * kRows / 2),
+                  copy = 5 * std::min<int64_t>(vectors, kCols<A>);
+    in_place = ceil_div(positions, kCols<A>) * product;
+    copied = ceil_div(outputs, kCols<A>) * (product + copy);
+  }
+};
+
 // One task: a band of outputs of one group. `out` points at its first row.
 template <typename T>
 void correlate_padded(const Slab<T>& slab, const PackedWeights<T>& weights, int64_t group,
                       const Band& band, int64_t plane, int64_t depth, ImageWriter<T> out) {
   using A = Accumulator<T>;
   constexpr int64_t piece = kRows * kCols<A>;
-  // For each k, kCols positions take kVectors * kRows / 2 cycles with each panel of outputs, and to
-  // copy them about five for each vector of a run; what it saves are positions that are no outputs.
-  const int64_t in_place =
-      ((band.images - 1) * slab.height() + band.rows - 1) * slab.width() + out.columns;
-  const int64_t outputs = band.images * band.rows * out.columns;
-  const int64_t vectors = (kCols<A> / out.columns + 1) * ceil_div(out.columns, kLanes<A>);
-  const int64_t product = weights.panels * (kVectors * kRows / 2),
-                copy = 5 * std::min<int64_t>(vectors, kCols<A>);
-  const bool copied =
-      ceil_div(outputs, kCols<A>) * (product + copy) < ceil_div(in_place, kCols<A>) * product;
+  const BandCost<A> cost(weights.panels, band.images, band.rows, slab.height(), slab.width(),
+                         out.columns);
+  const bool copied = cost.copied < cost.in_place;
   // Columns at a time: as many as keep their sums in the second-level cache.
   const int64_t tile = std::clamp<int64_t>(98304 / (weights.panels * piece), 1, 16) * kCols<A>;
   const bool one_block = depth <= kDepth;
@@ -230,7 +242,7 @@ void correlate_padded(const Slab<T>& slab, const PackedWeights<T>& weights, int6
   out.rows = band.rows;
   out.grid = {band.images, copied ? band.rows : slab.height(), copied ? out.columns : slab.width(),
               out.grid.step_h, out.grid.step_w};
-  const int64_t positions = copied ? outputs : in_place;
+  const int64_t positions = copied ? cost.outputs : cost.positions;
   for (int64_t j0 = 0; j0 < positions; j0 += tile) {
     const int64_t j1 = std::min(j0 + tile, positions);
     for (int64_t k = 0; k < depth; k += kDepth) {
