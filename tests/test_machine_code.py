@@ -1,4 +1,4 @@
-"""What the compiler makes of the innermost loop: to get it wrong is silent, and halves the speed."""
+"""What the compiler makes of the innermost loop: an error there is silent, and halves the speed."""
 
 import platform
 import re
