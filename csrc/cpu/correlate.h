@@ -246,13 +246,15 @@ void correlate(int64_t groups, const GroupStep& step, Im2col<T> x, const std::ve
                const std::vector<Place>& cols, const T* w, int64_t w_output, int64_t w_plane,
                const Strides& ws, const ImageWriter<T>& out) {
   if (x.grid.count() == 0 || step.outputs == 0) return;
-  if (fits_winograd(step, x, rows, cols) &&
+  const bool tiles = prefers_tiles(step, x);
+  if (!tiles && fits_winograd(step, x, rows, cols) &&
       correlate_by_winograd(groups, step, x, rows, cols, w, w_output, w_plane, ws, out)) {
     return;
   }
   if (is_depthwise(groups, step, x))
     return correlate_depthwise(groups, x, rows, cols, w, step.weights, ws, out);
-  const bool slabs = fits_slabs(x, step.planes, rows, cols) && x.grid.height * x.grid.width >= 8;
+  const bool slabs =
+      !tiles && fits_slabs(x, step.planes, rows, cols) && x.grid.height * x.grid.width >= 8;
   x.runs_over_taps = !slabs && runs_over_taps(x.strides, step.planes);
   auto taps =
       make_taps(step.planes, rows, cols, x.strides, x.mask_strides, w_plane, ws, x.runs_over_taps);

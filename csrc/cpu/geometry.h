@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/im2col.h"
@@ -140,6 +141,19 @@ bool fits_slabs(const Im2col<T>& x, int64_t planes, const std::vector<Place>& ro
   const auto places = static_cast<int64_t>(rows.size() * cols.size());
   const int64_t row = planes * x.grid.step_h * x.grid.step_w * x.grid.width;
   return places > 1 && row * static_cast<int64_t>(rows.size()) <= 1 << 20;
+}
+
+// Whether to pack in any case: tile registers (amx.h) multiply bfloat16 numbers so much faster than
+// vectors multiply float32 numbers that it pays where many outputs share it, or channels lie side by
+// side.
+template <typename T>
+bool prefers_tiles(const GroupStep& step, const Im2col<T>& x) {
+#if defined(__AMX_BF16__)
+  return std::is_same_v<T, bfloat16> && step.planes >= 32 &&
+         step.outputs >= (x.strides.c == 1 ? 16 : 96);
+#else
+  return false;
+#endif
 }
 
 }  // namespace d2lops

@@ -261,16 +261,18 @@ void corr2d_weight_grad(const Geometry& geo, const T* g, const Strides& gs, cons
                   strided, nullptr, xs.c,    false, false};
   const auto rows = window(geo.kernel.h, geo.dilation.h, geo.before.h);
   const auto cols = window(geo.kernel.w, geo.dilation.w, geo.before.w);
-  if (fits_winograd<T>({geo.in, 0, geo.out}, image, rows, cols) &&
+  const GroupStep step{geo.in, 0, geo.out};
+  const bool tiles = prefers_tiles(step, image);
+  if (!tiles && fits_winograd(step, image, rows, cols) &&
       weight_grad_by_winograd(geo, gradient, image, dw)) {
     return;
   }
-  const bool depthwise = is_depthwise(geo.groups, {geo.in, 0, geo.out}, image);
-  const bool slabs = !depthwise && fits_slabs(image, geo.in, rows, cols) &&
+  const bool depthwise = is_depthwise(geo.groups, step, image);
+  const bool slabs = !depthwise && !tiles && fits_slabs(image, geo.in, rows, cols) &&
                      image.grid.height * image.grid.width >= 32 &&
                      geo.out * geo.in * geo.kernel.h * geo.kernel.w <= 16384;
   // Windows of one place have no use for an image that can be shifted.
-  if (!depthwise && rows.size() * cols.size() > 1 && geo.stride.w == 1 &&
+  if (!depthwise && !tiles && rows.size() * cols.size() > 1 && geo.stride.w == 1 &&
       geo.in >= kLanes<Accumulator<T>> && geo.out >= kRows && image.grid.count() > 0) {
     return weight_grad_by_places(geo, gradient, image, rows, cols, dw);
   }
