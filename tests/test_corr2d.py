@@ -124,6 +124,8 @@ SIZES = {
     "1023 pixels": Case((3, 2, 11, 31), (3, 2, 3, 3), {"padding": 1}),
     "2049 pixels": Case((1, 2, 3, 683), (9, 2, 3, 3), {"padding": 1}),
     "5 chunks": Case((5, 3, 33, 35), (4, 3, 5, 5), {"padding": 2}),
+    "33 -> 97 channels, 3 x 3": Case((2, 33, 7, 9), (97, 33, 3, 3), {"padding": 1}),
+    "97 -> 99 channels, stride": Case((2, 97, 9, 8), (99, 97, 2, 3), {"stride": 2}),
     "37 images of 3 x 3": Case((37, 3, 3, 3), (17, 3, 5, 5), {"padding": 2}),
     "19 images of 5 x 4, in groups": Case((19, 6, 5, 4), (66, 3, 2, 3), {"groups": 2}),
     "23 images, stride": Case((23, 5, 9, 7), (33, 5, 3, 3), {"stride": 2, "padding": 1}),
