@@ -5,6 +5,7 @@ from statistics import geometric_mean
 
 from benchmarks.case import FORWARD, STEP, TRAINING
 from benchmarks.measure import Row
+from benchmarks.summary import quotient
 
 COLOURS = {FORWARD: "#0072b2", TRAINING: "#d55e00", STEP: "#009e73"}
 
@@ -27,7 +28,7 @@ def plot(path: Path, environment: dict, rows: list[Row]) -> None:
         axes.plot(speedups, places * len(speedups), "o", color=colour, markersize=4, alpha=0.5)
         axes.plot([mean], places, "|", color=colour, markersize=13, markeredgewidth=2.5)
         axes.annotate(
-            f"{mean:.2g}×",
+            quotient(mean),
             (max(speedups), places[0]),
             xytext=(6, 0),
             textcoords="offset points",

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from benchmarks.measure import Row
 from benchmarks.plot import plot
-from benchmarks.summary import families
+from benchmarks.summary import families, quotient
 
 CAPTION = (
     "Times: median of a call. Of limit: the time that copying the bytes, or doing the flops in "
@@ -98,13 +98,7 @@ def write(folder: Path, environment: dict, limits: dict, rows: list[Row]) -> lis
 def speedup(value: float | None) -> str:
     if value is None:
         return "—"
-    return f"[{'green' if value >= 1 else 'red'}]{_quotient(value)}"
-
-
-def _quotient(value: float) -> str:
-    if value < 0.1:
-        return f"{value:.1g}×"
-    return f"{value:.2f}×" if value < 10 else f"{value:.0f}×"
+    return f"[{'green' if value >= 1 else 'red'}]{quotient(value)}"
 
 
 def _time(seconds: float | None) -> str:
@@ -130,4 +124,4 @@ def _error(row: Row) -> str:
         return "—"
     if row.error is None:
         return "0 / 0" if row.ours_error == 0 else "∞"
-    return _quotient(row.error)
+    return quotient(row.error)

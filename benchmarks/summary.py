@@ -34,3 +34,9 @@ def _over_rivals(rows: list[Row]) -> dict[str, dict]:
                 "rows": len(measured),
             }
     return summaries
+
+
+def quotient(value: float) -> str:
+    if value < 0.1:
+        return f"{value:.1g}×"
+    return f"{value:.2f}×" if value < 10 else f"{value:.0f}×"
