@@ -93,6 +93,7 @@ CASES = {
     "1 x 1, groups": Case((2, 4, 3, 4), (6, 2, 1, 1), {"groups": 2}),
     "3 x 3, 16 channels": Case((2, 16, 7, 6), (16, 16, 3, 3), {"padding": 1}),
     "kernel = input": Case((2, 3, 5, 4), (4, 3, 5, 4)),
+    "kernel = input, groups": Case((2, 4, 3, 4), (6, 2, 3, 4), {"groups": 2}),
     "kernel = input, dilation": Case(
         (2, 3, 3, 3), (4, 3, 3, 3), {"dilation": 2, "padding": (0, 2, 0, 2)}
     ),

@@ -42,11 +42,6 @@ struct ColumnRange {
   int line;                // so many taps follow one another at the distance of outputs
 };
 
-template <typename A>
-inline int64_t whole_vectors(int64_t n) {
-  return round_up(n, kLanes<A>);
-}
-
 // An image under a window: [row][column][channel] where channels lie side by side (`pixels`), else
 // [row][phase of the stride][column] of one channel at a time.
 template <typename T>
@@ -69,7 +64,7 @@ class Patch {
                 (pixels ? x.strides.c == 1 : inside && x.strides.w == 1 && x.grid.step_w == 1);
     phases_ = pixels ? 1 : x.grid.step_w;
     width_ = ceil_div(cols_, phases_);
-    col_ = in_place_ ? x.strides.w : pixels ? whole_vectors<A>(channels) : 1;
+    col_ = in_place_ ? x.strides.w : pixels ? round_up(channels, kLanes<A>) : 1;
     row_ = in_place_ ? x.strides.h : phases_ * width_ * col_;
     row_step = x.grid.step_h * row_;
     col_step = pixels ? x.grid.step_w * col_ : 1;
@@ -217,10 +212,10 @@ struct WindowWeights {
   using A = Accumulator<T>;
   WindowWeights(int64_t channels, const Patch<T>& patch, const T* w, int64_t w_channel,
                 const Strides& ws, const Epilogue<T>& epilogue)
-      : tap_step(patch.pixels ? whole_vectors<A>(channels) : kLanes<A>),
+      : tap_step(patch.pixels ? round_up(channels, kLanes<A>) : kLanes<A>),
         channel_step(patch.pixels ? 1 : (1 + patch.places.size()) * kLanes<A>) {
     const int64_t copies = patch.pixels ? 1 : kLanes<A>;
-    data = scratch<A, 1>((1 + patch.places.size()) * whole_vectors<A>(channels * copies));
+    data = scratch<A, 1>((1 + patch.places.size()) * round_up(channels * copies, kLanes<A>));
     for (int64_t c = 0; c < channels; ++c) {
       A* to = data + c * channel_step;
       const T* bias = epilogue.bias ? epilogue.bias + c * epilogue.bias_stride : nullptr;

@@ -136,8 +136,8 @@ struct Dropout {
   static constexpr int kTile = kLanes<uint32_t>;
   static constexpr int64_t kRun = 4 * kBlock;
 
-  // `rows` <= kTile rows that lie side by side: element i of row r has the logical index first + r
-  // * row_stride + i, and is x[r + i * x_stride]. The words are transposed, not the elements.
+  // `rows` <= kTile rows that lie side by side: element i of row r has the logical index
+  // first + r * row_stride + i, and is x[r + i * x_stride]. The words are transposed, not the elements.
   void tile(const T* x, T* y, int64_t first, int64_t row_stride, int rows, int64_t count,
             int64_t x_stride, int64_t y_stride) const {
     alignas(kVectorBytes) uint32_t words[kTile][kRun + kBlock];

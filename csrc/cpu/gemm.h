@@ -64,7 +64,7 @@ struct Blocks {
 
   explicit Blocks(int64_t terms, int64_t most = kDepth, int64_t unit = 1)
       : count(std::max<int64_t>(ceil_div(terms, most), 1)),
-        depth(std::max(ceil_div(terms, count * unit) * unit, unit)) {}
+        depth(std::max<int64_t>(round_up(ceil_div(terms, count), unit), unit)) {}
 };
 
 // What multiplies panels: how many rows a piece of C has, how deep panels are, how those of A are

@@ -56,7 +56,7 @@ void depthwise_weight_grad(int64_t channels, const Im2col<T>& g, const Im2col<T>
   const int64_t blocks = g.grid.images * strips.blocks;
   const int64_t parts = std::clamp<int64_t>(blocks, 1, 32), run = ceil_div(blocks, parts);
   const int64_t size = patch.size(strips.rows), g_size = gradient.size(strips.rows);
-  const int64_t stride = pixels ? whole_vectors<A>(strips.channels) : lanes;
+  const int64_t stride = pixels ? round_up(strips.channels, lanes) : lanes;
   std::vector<A> partial(parts * count * channels);
   const int64_t work = run * strips.rows * strips.channels * g.grid.width * (8 + count);
   parallel_for(0, parts * strips.across, grain(work), [&](int64_t begin, int64_t end) {

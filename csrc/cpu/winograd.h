@@ -249,8 +249,8 @@ class TransformedWeights {
   int64_t pieces() const { return panels * ceil_div(planes_, kTogether); }
 
   // Piece `i`, in an order that goes through the weights as they lie in memory. w is the group's,
-  // `output` and `plane` are their strides; place (r, s) of the window is at places[r * kWindow +
-  // s].
+  // `output` and `plane` are their strides; place (r, s) of the window is at
+  // places[r * kWindow + s].
   void fill(const T* w, int64_t output, int64_t plane, const int64_t (&places)[kPlaces],
             int64_t group, int64_t i) {
     const int64_t across = pieces() / panels;
