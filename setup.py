@@ -42,7 +42,7 @@ X86_TARGETS = {
 }
 # Targets that only multiply matrices differently from another one share its other objects.
 SHARED = {"cpu_avx512_bf16": "cpu_avx512", "cpu_amx": "cpu_avx512"}
-PRODUCTS = ("corr2d.cpp", "linear_relu.cpp")
+PRODUCTS = ("cpu/corr2d.cpp", "cpu/linear_relu.cpp")
 DEFAULT_CUDA_ARCHS = "8.0 8.6 8.9 9.0a 10.0 12.0+PTX"
 
 
@@ -121,12 +121,13 @@ def sources(folder: str, pattern: str) -> list[str]:
 def extensions(nvcc: str | None) -> list[Extension]:
     """`_C` is a Python module, the rest are plain shared libraries under d2lops/lib."""
     found = [Extension("d2lops._C", ["csrc/module.cpp"])]
+    bindings = sources("bindings", "*.cpp")
     for target in cpu_targets():
-        found.append(
-            Extension(f"d2lops.lib.{target}", ["csrc/library.cpp", *sources("cpu", "*.cpp")])
-        )
+        kernels = sources("cpu", "*.cpp")
+        found.append(Extension(f"d2lops.lib.{target}", ["csrc/library.cpp", *bindings, *kernels]))
     if nvcc:
-        found.append(Extension("d2lops.lib.cuda", sources("cuda", "*.cu")))
+        kernels = [*sources("cuda", "*.cu"), *sources("cuda", "*.cpp")]
+        found.append(Extension("d2lops.lib.cuda", [*bindings, *kernels]))
     return found
 
 
@@ -200,7 +201,7 @@ class BuildKernels(build_ext):
             target = extension.name.rsplit(".", 1)[1]
             objects = []
             for source in extension.sources:
-                name = Path(source).name
+                name = source.removeprefix("csrc/")
                 if target in SHARED and name not in PRODUCTS:
                     objects.append(f"{folder}/{SHARED[target]}/{name}.o")
                     continue

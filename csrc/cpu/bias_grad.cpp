@@ -9,35 +9,24 @@
 #include "common/integer.h"
 #include "cpu/matrix.h"
 #include "cpu/parallel.h"
-#include "cpu/tensor.h"
+#include "operators.h"
 
 namespace d2lops {
 namespace {
-
-// An (N, C, H, W) tensor.
-template <typename T>
-struct Planes {
-  const T* data;
-  int64_t n, c, h, w;  // strides
-};
-
-struct Extent {
-  int64_t images, channels, height, width;
-};
 
 constexpr int kChunk = 256;  // numbers that are read at a time
 constexpr int kBlock = 32;   // pixels whose sum is a part: short, for the rounding errors' sake
 
 template <typename T, typename A>
-void read(const Planes<T>& g, const Planes<T>& y, int64_t g_at, int64_t y_at, int64_t g_stride,
-          int64_t y_stride, int count, A* out) {
+void read(const Operand<const T>& g, const Operand<const T>& y, int64_t g_at, int64_t y_at,
+          int64_t g_stride, int64_t y_stride, int count, A* out) {
   read_row(g.data + g_at, g_stride, count, out);
   if (y.data) mask_row(y.data + y_at, y_stride, count, out);
 }
 
 template <typename T, typename A>
-A sum_plane(const Extent& extent, const Planes<T>& g, const Planes<T>& y, int64_t g_at,
-            int64_t y_at) {
+A sum_plane(const Extent& extent, const Operand<const T>& g, const Operand<const T>& y,
+            int64_t g_at, int64_t y_at) {
   alignas(kVectorBytes) A buffer[kChunk + kLanes<A>];
   Vec<A> lanes{};
   for (int64_t h = 0; h < extent.height; ++h) {
@@ -68,8 +57,8 @@ V passing(V y, V gradient) {
 // The sums of pixels first ... first + count - 1 <= kBlock, for all channels, which lie side by
 // side in g: some vectors of channels at a time, in registers.
 template <typename T, typename A>
-void sum_pixels(const Extent& extent, const Planes<T>& g, const Planes<T>& y, int64_t first,
-                int count, A* sums) {
+void sum_pixels(const Extent& extent, const Operand<const T>& g, const Operand<const T>& y,
+                int64_t first, int count, A* sums) {
   constexpr int lanes = kLanes<A>;
   const T *g_at[kBlock], *y_at[kBlock] = {};
   int64_t w = first % extent.width, h = first / extent.width % extent.height;
@@ -108,7 +97,7 @@ void sum_pixels(const Extent& extent, const Planes<T>& g, const Planes<T>& y, in
 }
 
 template <typename T>
-void bias_grad(const Extent& extent, const Planes<T>& g, const Planes<T>& y, T* out) {
+void bias_grad(const Extent& extent, const Operand<const T>& g, const Operand<const T>& y, T* out) {
   using A = Accumulator<T>;
   const bool channels_last = g.c == 1 && extent.channels > 1;
   const int64_t pixels = extent.images * extent.height * extent.width;
@@ -139,33 +128,16 @@ void bias_grad(const Extent& extent, const Planes<T>& g, const Planes<T>& y, T* 
   for (int64_t c = 0; c < extent.channels; ++c) store1(out + c, static_cast<A>(sums[c]));
 }
 
-template <typename T>
-Planes<T> planes(const Tensor& x) {
-  const bool image = x.dim() == 4;
-  return {data<T>(x), x.stride(0), x.stride(1), image ? x.stride(2) : 0, image ? x.stride(3) : 0};
-}
-
-Tensor bias_grad_cpu(const Tensor& g, const std::optional<Tensor>& y) {
-  const char* op = "bias_grad";
-  D2LOPS_CHECK(g.dim() == 2 || g.dim() == 4, op, ": g must have 2 or 4 dimensions, got ", g.dim());
-  check_mask(op, g, y);
-  const bool image = g.dim() == 4;
-  const Extent extent{g.size(0), g.size(1), image ? g.size(2) : 1, image ? g.size(3) : 1};
-  Tensor out = empty({extent.channels}, g.scalar_type());
-  dispatch_dtype(op, g, [&](auto zero) {
-    using T = decltype(zero);
-    const Planes<T> values = planes<T>(g), mask = y ? planes<T>(*y) : Planes<T>{};
-    // Rows that follow one another in memory are one long row.
-    const bool merge =
-        values.h == extent.width * values.w && (!y || mask.h == extent.width * mask.w);
-    const Extent merged{extent.images, extent.channels, 1, extent.height * extent.width};
-    bias_grad(merge ? merged : extent, values, mask, mutable_data<T>(out));
-  });
-  return out;
-}
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(d2lops, CPU, m) { m.impl("bias_grad", TORCH_BOX(&bias_grad_cpu)); }
+void bias_grad(const Extent& extent, const Input& g, const Input& y, const Output& db) {
+  // Rows that follow one another in memory are one long row.
+  const bool merge = g.h == extent.width * g.w && (!y.data || y.h == extent.width * y.w);
+  const Extent merged{extent.images, extent.channels, 1, extent.height * extent.width};
+  dispatch_float(g.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    bias_grad<T>(merge ? merged : extent, g.as<T>(), y.as<T>(), db.as<T>().data);
+  });
+}
 
 }  // namespace d2lops

@@ -269,16 +269,16 @@ void correlate(int64_t groups, const GroupStep& step, Im2col<T> x, const std::ve
 }
 
 template <typename T>
-void corr2d(const Geometry& geo, const T* x, const Strides& xs, const T* w, const Strides& ws,
-            const Epilogue<T>& epilogue, T* y, const Strides& ys) {
+void corr2d(const Geometry& geo, const Operand<const T>& x, const Operand<const T>& w,
+            const Epilogue<T>& epilogue, const Operand<T>& y) {
   const Grid read{geo.images, geo.output.h, geo.output.w, geo.stride.h, geo.stride.w};
   const Grid written{geo.images, geo.output.h, geo.output.w};
-  const Im2col<T> image{x,    xs,      nullptr, {},    geo.input.h, geo.input.w,
-                        read, nullptr, xs.c,    false, true};
-  correlate<T>(geo.groups, {geo.in, geo.out * ws.n, geo.out}, image,
+  const Im2col<T> image{x.data, x,       nullptr, {},    geo.input.h, geo.input.w,
+                        read,   nullptr, x.c,     false, true};
+  correlate<T>(geo.groups, {geo.in, geo.out * w.n, geo.out}, image,
                window(geo.kernel.h, geo.dilation.h, geo.before.h),
-               window(geo.kernel.w, geo.dilation.w, geo.before.w), w, ws.n, ws.c, ws,
-               {y, ys, written, epilogue, channels_first<T>(ys, geo.out), geo.output.w});
+               window(geo.kernel.w, geo.dilation.w, geo.before.w), w.data, w.n, w.c, w,
+               {y.data, y, written, epilogue, channels_first<T>(y, geo.out), geo.output.w});
 }
 
 // Whether the elements of a plane, and planes, follow one another.
@@ -287,14 +287,15 @@ inline bool is_dense(const Strides& s, const Pair& size) {
 }
 
 template <typename T>
-void corr2d_input_grad(const Geometry& geo, const T* g, const Strides& gs, const Plane<T>& y,
-                       const T* w, const Strides& ws, T* dx, const Strides& xs) {
+void corr2d_input_grad(const Geometry& geo, const Operand<const T>& g, const Operand<const T>& y,
+                       const Operand<const T>& w, const Operand<T>& dx) {
   const int64_t places = geo.kernel.h * geo.kernel.w;
-  if (geo.covers_image() && places > 1 && is_dense(ws, geo.kernel) && is_dense(xs, geo.input)) {
+  if (geo.covers_image() && places > 1 && is_dense(w, geo.kernel) && is_dense(dx, geo.input)) {
     // Each input has one place in the window: what is an element of a plane can be called a plane.
     const Geometry flat{geo.images, geo.groups, geo.in * places, geo.out, {1, 1}, {1, 1},
                         {1, 1},     {1, 1},     {1, 1},          {},      {}};
-    return corr2d_input_grad(flat, g, gs, y, w, {ws.n, 1, 1, 1}, dx, {xs.n, 1, 1, 1});
+    return corr2d_input_grad(flat, g, y, Operand<const T>{{w.n, 1, 1, 1}, w.data},
+                             Operand<T>{{dx.n, 1, 1, 1}, dx.data});
   }
   for (int64_t ph = 0; ph < std::min(geo.stride.h, geo.input.h); ++ph) {
     for (int64_t pw = 0; pw < std::min(geo.stride.w, geo.input.w); ++pw) {
@@ -303,14 +304,18 @@ void corr2d_input_grad(const Geometry& geo, const T* g, const Strides& gs, const
       Grid written = read;
       written.step_h = geo.stride.h;
       written.step_w = geo.stride.w;
-      const Im2col<T> image{g,    gs,      y.data, y.strides, geo.output.h, geo.output.w,
-                            read, nullptr, gs.c,   false,     true};
-      correlate<T>(
-          geo.groups, {geo.out, geo.out * ws.n, geo.in}, image,
-          window_of_phase(ph, geo.kernel.h, geo.stride.h, geo.dilation.h, geo.before.h),
-          window_of_phase(pw, geo.kernel.w, geo.stride.w, geo.dilation.w, geo.before.w), w, ws.c,
-          ws.n, ws,
-          {dx + ph * xs.h + pw * xs.w, xs, written, {}, channels_first<T>(xs, geo.in), read.width});
+      const Im2col<T> image{g.data, g,       y.data, y,     geo.output.h, geo.output.w,
+                            read,   nullptr, g.c,    false, true};
+      correlate<T>(geo.groups, {geo.out, geo.out * w.n, geo.in}, image,
+                   window_of_phase(ph, geo.kernel.h, geo.stride.h, geo.dilation.h, geo.before.h),
+                   window_of_phase(pw, geo.kernel.w, geo.stride.w, geo.dilation.w, geo.before.w),
+                   w.data, w.c, w.n, w,
+                   {dx.data + ph * dx.h + pw * dx.w,
+                    dx,
+                    written,
+                    {},
+                    channels_first<T>(dx, geo.in),
+                    read.width});
     }
   }
 }

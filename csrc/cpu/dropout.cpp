@@ -17,8 +17,9 @@
 
 #include "common/integer.h"
 #include "common/philox.h"
+#include "cpu/parallel.h"
 #include "cpu/simd.h"
-#include "cpu/tensor.h"
+#include "operators.h"
 
 namespace d2lops {
 
@@ -137,7 +138,8 @@ struct Dropout {
   static constexpr int64_t kRun = 4 * kBlock;
 
   // `rows` <= kTile rows that lie side by side: element i of row r has the logical index
-  // first + r * row_stride + i, and is x[r + i * x_stride]. The words are transposed, not the elements.
+  // first + r * row_stride + i, and is x[r + i * x_stride]. The words are transposed, not the
+  // elements.
   void tile(const T* x, T* y, int64_t first, int64_t row_stride, int rows, int64_t count,
             int64_t x_stride, int64_t y_stride) const {
     alignas(kVectorBytes) uint32_t words[kTile][kRun + kBlock];
@@ -177,31 +179,6 @@ struct Dropout {
     }
   }
 };
-
-// One dimension of a tensor, and of its output.
-struct Dim {
-  int64_t size, x_stride, y_stride, logical_stride;
-};
-
-// The fewest dimensions that describe both tensors, in logical order; size-1 dimensions are gone,
-// and a dimension that continues the one inside it is merged with it.
-std::vector<Dim> collapse(const Tensor& x, const Tensor& y) {
-  std::vector<Dim> dims;
-  int64_t logical_stride = 1;
-  for (int64_t d = x.dim(); d-- > 0;) {
-    const Dim dim{x.size(d), x.stride(d), y.stride(d), logical_stride};
-    logical_stride *= dim.size;
-    if (dim.size == 1) continue;
-    if (!dims.empty() && dim.x_stride == dims.front().x_stride * dims.front().size &&
-        dim.y_stride == dims.front().y_stride * dims.front().size) {
-      dims.front().size *= dim.size;
-    } else {
-      dims.insert(dims.begin(), dim);
-    }
-  }
-  if (dims.empty()) dims.push_back({1, 1, 1, 1});
-  return dims;
-}
 
 // Where element `index` of some dimensions is.
 struct Place {
@@ -278,26 +255,16 @@ void dropout(const T* x, T* y, std::vector<Dim> dims, const Dropout<T>& op) {
   dropout_rows(x, y, dims, inner, op);
 }
 
-Tensor dropout_cpu(const Tensor& x, const Tensor& seed, double p) {
-  D2LOPS_CHECK(seed.is_cpu() && seed.scalar_type() == ScalarType::Long && seed.numel() == 1,
-               "dropout: seed must be an int64 tensor of one element on the device of x");
-  D2LOPS_CHECK(p >= 0 && p <= 1, "dropout: p must be between 0 and 1, got ", p);
-  Tensor y = x.is_contiguous() ? empty(x.sizes(), x.scalar_type()) : torch::stable::empty_like(x);
-  if (x.numel() == 0) return y;
-  const uint64_t threshold = dropout_threshold(p);
-  if (threshold >> 32) return torch::stable::zero_(y);  // no word reaches it
-  dispatch_dtype("dropout", x, [&](auto zero) {
-    using T = decltype(zero);
-    const auto bits = static_cast<uint64_t>(*data<int64_t>(seed));
-    const Dropout<T> op{bits, static_cast<uint32_t>(threshold),
-                        static_cast<Accumulator<T>>(1 / (1 - p))};
-    dropout(data<T>(x), mutable_data<T>(y), collapse(x, y), op);
-  });
-  return y;
-}
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(d2lops, CPU, m) { m.impl("dropout", TORCH_BOX(&dropout_cpu)); }
+void dropout(const Input& x, const Output& y, const std::vector<Dim>& dims, const int64_t* seed,
+             uint32_t threshold, double scale) {
+  dispatch_float(x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const Dropout<T> op{static_cast<uint64_t>(*seed), threshold,
+                        static_cast<Accumulator<T>>(scale)};
+    dropout(x.as<T>().data, y.as<T>().data, dims, op);
+  });
+}
 
 }  // namespace d2lops

@@ -12,8 +12,9 @@
 #include <algorithm>
 
 #include "common/integer.h"
+#include "cpu/parallel.h"
 #include "cpu/simd.h"
-#include "cpu/tensor.h"
+#include "operators.h"
 
 namespace d2lops {
 namespace {
@@ -56,19 +57,13 @@ void fma_chain(const T* x, T* y, int64_t count, int64_t rounds) {
   });
 }
 
-Tensor fma_chain_cpu(const Tensor& x, int64_t rounds) {
-  D2LOPS_CHECK(x.is_cpu() && x.is_contiguous(), "fma_chain: x must be a contiguous CPU tensor");
-  D2LOPS_CHECK(rounds >= 0, "fma_chain: rounds must be at least 0, got ", rounds);
-  Tensor y = empty(x.sizes(), x.scalar_type());
-  dispatch_dtype("fma_chain", x, [&](auto zero) {
-    using T = decltype(zero);
-    fma_chain(data<T>(x), mutable_data<T>(y), x.numel(), rounds);
-  });
-  return y;
-}
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(d2lops, CPU, m) { m.impl("fma_chain", TORCH_BOX(&fma_chain_cpu)); }
+void fma_chain(const Input& x, const Output& y, int64_t count, int64_t rounds) {
+  dispatch_float(x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    fma_chain(x.as<T>().data, y.as<T>().data, count, rounds);
+  });
+}
 
 }  // namespace d2lops

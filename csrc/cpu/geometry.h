@@ -1,40 +1,16 @@
-// What the three maps of corr2d have in common: a call's sizes, the places of its window, and which
-// way it goes.
+// What the three maps of corr2d have in common: the places of a window, and which way a call goes.
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
 #include <vector>
 
+#include "common/geometry.h"
+#include "common/operand.h"
 #include "cpu/im2col.h"
 #include "cpu/padded.h"
 
 namespace d2lops {
-
-struct Pair {
-  int64_t h, w;
-};
-
-// One call's sizes. Channels are per group: `in` and `out`.
-struct Geometry {
-  int64_t images, groups, in, out;
-  Pair input, output, kernel, stride, dilation, before, after;  // padding before and after
-
-  // Whether there is one window, which is the whole image and no more.
-  bool covers_image() const {
-    const auto along = [&](int64_t Pair::* axis) {
-      return kernel.*axis == input.*axis && before.*axis == 0 && after.*axis == 0;
-    };
-    return along(&Pair::h) && along(&Pair::w);
-  }
-};
-
-// y with the strides of its image, or none.
-template <typename T>
-struct Plane {
-  const T* data = nullptr;
-  Strides strides{};
-};
 
 // Whether an image is read in runs of channels, or in runs of pixels even though its channels lie
 // side by side, because there are too few of them.
@@ -147,7 +123,7 @@ bool fits_slabs(const Im2col<T>& x, int64_t planes, const std::vector<Place>& ro
 // vectors multiply float32 numbers that it pays where many outputs share it, or channels lie side by
 // side.
 template <typename T>
-bool prefers_tiles(const GroupStep& step, const Im2col<T>& x) {
+bool prefers_tiles([[maybe_unused]] const GroupStep& step, [[maybe_unused]] const Im2col<T>& x) {
 #if defined(__AMX_BF16__)
   return std::is_same_v<T, bfloat16> && step.planes >= 32 &&
          step.outputs >= (x.strides.c == 1 ? 16 : 96);

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "common/integer.h"
+#include "common/operand.h"
 #include "cpu/matrix.h"
 #include "cpu/micro_kernel.h"
 
@@ -35,11 +36,6 @@ struct Grid {
   int64_t step_h = 1, step_w = 1;
 
   int64_t count() const { return images * height * width; }
-};
-
-// Strides of an (N, C, H, W) tensor.
-struct Strides {
-  int64_t n, c, h, w;
 };
 
 // Runs of pixels in one row of the grid that make up pixels first ... first + count - 1: f(at,

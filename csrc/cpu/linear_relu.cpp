@@ -8,11 +8,13 @@
 // cache; backward reads y's sign while it packs g, so neither the product before the ReLU nor the
 // masked gradient ever exists. Flops 2 M N K; the FMA units are the limit but for small M, where
 // reading W is.
+#include <utility>
 #include <vector>
 
 #include "common/integer.h"
 #include "cpu/gemm.h"
-#include "cpu/tensor.h"
+#include "cpu/parallel.h"
+#include "operators.h"
 
 namespace d2lops {
 namespace {
@@ -141,7 +143,7 @@ void few_rows_across(int64_t m, int64_t n, int64_t depth, const Matrix<T>& a, co
                      const Writer<T>& out) {
   using A = Accumulator<T>;
   constexpr int64_t lanes = kLanes<A>, group = 4, most = 4096;  // sums of a task
-  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t threads = get_num_threads();
   const int64_t width = round_up(std::min(most / m, ceil_div(n, threads)), lanes);
   const Blocks blocks(depth);
   parallel_for(0, ceil_div(n, width), grain(m * width * depth), [&](int64_t begin, int64_t end) {
@@ -210,79 +212,43 @@ void product(int64_t m, int64_t n, int64_t depth, const Matrix<T>& a, const Matr
 
 // Element (i, k) of a reader is x[i, k], or x[k, i] if transposed; likewise for its mask y.
 template <typename T>
-Matrix<T> matrix(const Tensor& x, bool transposed, const std::optional<Tensor>& y = std::nullopt) {
-  const int i = transposed, k = !transposed;
-  Matrix<T> m{data<T>(x), x.stride(i), x.stride(k)};
-  if (y) m.y = data<T>(*y), m.y_i_stride = y->stride(i), m.y_k_stride = y->stride(k);
-  return m;
-}
-
-template <bool relu>
-Tensor linear_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  const char* op = relu ? "linear_relu" : "linear";
-  check_dim(op, "x", x, 2);
-  check_dim(op, "weight", weight, 2);
-  check_same_dtype(op, "weight", weight, x);
-  const int64_t m = x.size(0), depth = x.size(1), n = weight.size(0);
-  check_sizes(op, "weight", weight, {n, depth});
-  if (bias) {
-    check_same_dtype(op, "bias", *bias, x);
-    check_sizes(op, "bias", *bias, {n});
-  }
-  Tensor out = empty({m, n}, x.scalar_type());
-  dispatch_dtype(op, x, [&](auto zero) {
-    using T = decltype(zero);
-    Epilogue<T> epilogue;
-    if (bias) epilogue.bias = data<T>(*bias), epilogue.bias_stride = bias->stride(0);
-    epilogue.relu = relu;
-    product(m, n, depth, matrix<T>(x, false), matrix<T>(weight, false), epilogue,
-            mutable_data<T>(out));
-  });
-  return out;
-}
-
-Tensor linear_input_grad_cpu(const Tensor& g, const std::optional<Tensor>& y,
-                             const Tensor& weight) {
-  const char* op = "linear_input_grad";
-  check_dim(op, "g", g, 2);
-  check_dim(op, "weight", weight, 2);
-  check_same_dtype(op, "weight", weight, g);
-  check_mask(op, g, y);
-  const int64_t m = g.size(0), depth = g.size(1), n = weight.size(1);
-  check_sizes(op, "weight", weight, {depth, n});
-  Tensor out = empty({m, n}, g.scalar_type());
-  dispatch_dtype(op, g, [&](auto zero) {
-    using T = decltype(zero);
-    product(m, n, depth, matrix<T>(g, false, y), matrix<T>(weight, true), Epilogue<T>{},
-            mutable_data<T>(out));
-  });
-  return out;
-}
-
-Tensor linear_weight_grad_cpu(const Tensor& g, const std::optional<Tensor>& y, const Tensor& x) {
-  const char* op = "linear_weight_grad";
-  check_dim(op, "g", g, 2);
-  check_dim(op, "x", x, 2);
-  check_same_dtype(op, "x", x, g);
-  check_mask(op, g, y);
-  const int64_t m = g.size(1), depth = g.size(0), n = x.size(1);
-  check_sizes(op, "x", x, {depth, n});
-  Tensor out = empty({m, n}, g.scalar_type());
-  dispatch_dtype(op, g, [&](auto zero) {
-    using T = decltype(zero);
-    product(m, n, depth, matrix<T>(g, true, y), matrix<T>(x, true), Epilogue<T>{},
-            mutable_data<T>(out));
-  });
-  return out;
+Matrix<T> matrix(const Input& x, bool transposed, const Input& y = {}) {
+  const auto order = [transposed](int64_t n, int64_t c) {
+    return transposed ? std::pair(c, n) : std::pair(n, c);
+  };
+  const auto [i, k] = order(x.n, x.c);
+  const auto [y_i, y_k] = order(y.n, y.c);
+  return {x.as<T>().data, i, k, y.as<T>().data, y_i, y_k};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(d2lops, CPU, m) {
-  m.impl("linear", TORCH_BOX(&linear_cpu<false>));
-  m.impl("linear_relu", TORCH_BOX(&linear_cpu<true>));
-  m.impl("linear_input_grad", TORCH_BOX(&linear_input_grad_cpu));
-  m.impl("linear_weight_grad", TORCH_BOX(&linear_weight_grad_cpu));
+void linear(const ProductSize& size, const Input& x, const Input& weight, const Bias& bias,
+            bool relu, const Output& y) {
+  dispatch_float(x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const Epilogue<T> epilogue{static_cast<const T*>(bias.data), bias.stride, relu};
+    product(size.rows, size.columns, size.depth, matrix<T>(x, false), matrix<T>(weight, false),
+            epilogue, y.as<T>().data);
+  });
+}
+
+void linear_input_grad(const ProductSize& size, const Input& g, const Input& y, const Input& weight,
+                       const Output& dx) {
+  dispatch_float(g.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    product(size.rows, size.columns, size.depth, matrix<T>(g, false, y), matrix<T>(weight, true),
+            Epilogue<T>{}, dx.as<T>().data);
+  });
+}
+
+void linear_weight_grad(const ProductSize& size, const Input& g, const Input& y, const Input& x,
+                        const Output& dw) {
+  dispatch_float(g.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    product(size.rows, size.columns, size.depth, matrix<T>(g, true, y), matrix<T>(x, true),
+            Epilogue<T>{}, dw.as<T>().data);
+  });
 }
 
 }  // namespace d2lops

@@ -17,106 +17,30 @@
 // addition, comparison and selection a tap for max; 1 addition for average; comparison and addition
 // for max's adjoint. Memory limits windows of up to about 3x3, the arithmetic larger ones.
 #include <algorithm>
-#include <tuple>
+#include <type_traits>
 
+#include "cpu/parallel.h"
 #include "cpu/pool2d_argmax.h"
 #include "cpu/pool2d_tiles.h"
-#include "cpu/tensor.h"
+#include "operators.h"
 
 namespace d2lops {
 namespace {
 
-template <typename T>
-Operand<T> operand(T* data, const Tensor& x) {
-  return {data, x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
-}
-
-// The windows of a plane's rows and columns.
-template <typename Windows>
-struct Grid {
-  Windows rows, columns;
-
-  int64_t pitch() const { return columns.most_taps(); }
-  int64_t taps() const { return rows.most_taps() * columns.most_taps(); }
-};
-
-constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-
-void check_image(const char* op, const char* name, const Tensor& x) {
-  check_dim(op, name, x, 4);
-  for (int64_t d = 2; d < 4; ++d) {
-    D2LOPS_CHECK(x.size(d) >= 1 && x.size(d) <= kMost, op, ": size ", d, " of ", name,
-                 " must be between 1 and 2^31 - 1, got ", x.size(d));
-  }
-}
-
-// The windows that a raw operator's argument describes; averages have no dilation.
-Grid<SlidingWindows> sliding(const char* op, int64_t height, int64_t width, SizesRef window,
-                             bool dilated = true) {
-  check_length(op, "window", window, dilated ? 10 : 8);
-  check_at_least(op, "kernel", {window[0], window[1]}, 1);
-  check_at_least(op, "stride", {window[2], window[3]}, 1);
-  check_at_least(op, "padding", {window[4], window[5], window[6], window[7]}, 0);
-  if (dilated) check_at_least(op, "dilation", {window[8], window[9]}, 1);
-  for (int64_t axis : {0, 1}) {
-    const int64_t span = (window[axis] - 1) * (dilated ? window[8 + axis] : 1) + 1;
-    D2LOPS_CHECK(2 * window[4 + 2 * axis] <= span && 2 * window[5 + 2 * axis] <= span, op,
-                 ": padding must be at most half of the window");
-  }
-  D2LOPS_CHECK(window[0] * window[1] <= kMost, op, ": the window has more than 2^31 - 1 elements");
-  return {{height, 0, window[0], window[2], window[4], window[5], dilated ? window[8] : 1},
-          {width, 0, window[1], window[3], window[6], window[7], dilated ? window[9] : 1}};
-}
-
-void set_outputs(const char* op, Grid<SlidingWindows>& grid, bool ceil_mode) {
-  grid.rows.outputs = grid.rows.count(ceil_mode);
-  grid.columns.outputs = grid.columns.count(ceil_mode);
-  D2LOPS_CHECK(grid.rows.outputs >= 1 && grid.columns.outputs >= 1, op,
-               ": the window is larger than the padded input");
-}
-
-// Takes the output's sizes from a tensor that should have them, in whichever mode.
-void set_outputs(const char* op, Grid<SlidingWindows>& grid, const char* name, const Tensor& y) {
-  grid.rows.outputs = y.size(2);
-  grid.columns.outputs = y.size(3);
-  for (const SlidingWindows* windows : {&grid.rows, &grid.columns}) {
-    D2LOPS_CHECK(
-        windows->outputs == windows->count(false) || windows->outputs == windows->count(true), op,
-        ": ", name, " does not have the size that the other arguments give it");
-  }
-}
-
-Grid<AdaptiveWindows> adaptive(const char* op, int64_t height, int64_t width, int64_t outputs_down,
-                               int64_t outputs_across) {
-  const Grid<AdaptiveWindows> grid{{height, outputs_down}, {width, outputs_across}};
-  D2LOPS_CHECK(grid.taps() <= kMost, op, ": the window has more than 2^31 - 1 elements");
-  return grid;
-}
-
-Sizes input_size(const char* op, const Tensor& g, int64_t height, int64_t width) {
-  check_at_least(op, "input_size", {height, width}, 1);
-  return {g.size(0), g.size(1), height, width};
-}
-
-EvenWindows even_windows(const Grid<SlidingWindows>& grid) {
+EvenWindows even_windows(const Pooling2d<SlidingWindows>& pooling) {
   const auto steps = [](const SlidingWindows& windows) -> EvenWindows::Steps {
     return {windows.kernel, windows.stride, windows.padding, windows.dilation};
   };
-  return {steps(grid.rows), steps(grid.columns)};
+  return {steps(pooling.rows), steps(pooling.columns)};
 }
-EvenWindows even_windows(const Grid<AdaptiveWindows>&) { return {}; }
+EvenWindows even_windows(const Pooling2d<AdaptiveWindows>&) { return {}; }
 
-struct Divisor {
-  bool count_include_pad = false;
-  std::optional<int64_t> override;
-};
-
-// What averages are divided by, along each axis.
+// What averages are divided by, along each axis: `divisor`, or the windows' extents if it is 0.
 template <typename Windows>
-void set_extents(Axis& axis, const Windows& windows, std::optional<int64_t> divisor,
-                 bool count_include_pad, bool adjoint) {
+void set_extents(Axis& axis, const Windows& windows, int64_t divisor, bool count_include_pad,
+                 bool adjoint) {
   for (int64_t o = 0; o < windows.outputs; ++o) {
-    const int64_t extent = divisor ? *divisor : windows.extent(o, count_include_pad);
+    const int64_t extent = divisor ? divisor : windows.extent(o, count_include_pad);
     if (adjoint) {
       axis.extent.push_back(static_cast<double>(extent));
     } else {
@@ -136,37 +60,28 @@ void set_extents(Axis& axis, const Windows& windows, std::optional<int64_t> divi
   }
 }
 
-// `argmax` is for max and its adjoint alone. Returns false, and does nothing, if that adjoint is
-// better scattered.
-template <Op op, typename Windows>
-bool pool(const char* name, const Grid<Windows>& grid, const Tensor& source, const Tensor& target,
-          const Tensor& argmax, Divisor divisor = {}) {
-  if (target.numel() == 0) return true;
+// `argmax` is for max (Output) and its adjoint (Input) alone. Returns false, and does nothing, if
+// that adjoint is better scattered.
+template <Op op, typename Windows, typename Argmax>
+bool pool(const Pooling2d<Windows>& pooling, const Input& source, const Output& target,
+          const Argmax& argmax, const Divisor& divisor = {}) {
   constexpr bool adjoint = is_adjoint(op);
-  Axis rows = adjoint ? adjoint_axis(grid.rows) : forward_axis(grid.rows);
-  Axis columns = adjoint ? adjoint_axis(grid.columns) : forward_axis(grid.columns);
+  Axis rows = adjoint ? adjoint_axis(pooling.rows) : forward_axis(pooling.rows);
+  Axis columns = adjoint ? adjoint_axis(pooling.columns) : forward_axis(pooling.columns);
   if constexpr (!has_argmax(op)) {
-    const auto across = divisor.override ? std::optional<int64_t>(1) : std::nullopt;
-    set_extents(rows, grid.rows, divisor.override, divisor.count_include_pad, adjoint);
-    set_extents(columns, grid.columns, across, divisor.count_include_pad, adjoint);
+    const bool include = divisor.count_include_pad;
+    set_extents(rows, pooling.rows, divisor.override, include, adjoint);
+    set_extents(columns, pooling.columns, divisor.override != 0, include, adjoint);
   }
   bool done = true;
-  dispatch_dtype(name, source, [&](auto zero) {
+  dispatch_float(source.dtype, [&](auto zero) {
     using T = decltype(zero);
     const auto run = [&](auto index) {
-      using J = std::conditional_t<adjoint, const decltype(index), decltype(index)>;
-      Operand<J> places{};
-      if constexpr (op == Op::max) places = operand(mutable_data<J>(argmax), argmax);
-      if constexpr (op == Op::max_adjoint) places = operand(data<J>(argmax), argmax);
-      const Pool<op, T, J> pool{std::move(rows),
-                                std::move(columns),
-                                even_windows(grid),
-                                grid.pitch(),
-                                source.size(0),
-                                source.size(1),
-                                operand(data<T>(source), source),
-                                operand(mutable_data<T>(target), target),
-                                places};
+      const auto places = argmax.template as<decltype(index)>();
+      using J = std::remove_pointer_t<decltype(places.data)>;
+      const Pool<op, T, J> pool{std::move(rows), std::move(columns), even_windows(pooling),
+                                pooling.pitch(), pooling.images,     pooling.channels,
+                                source.as<T>(),  target.as<T>(),     places};
       if constexpr (op == Op::max_adjoint) {
         done = pool.run_adjoint();
       } else {
@@ -174,7 +89,7 @@ bool pool(const char* name, const Grid<Windows>& grid, const Tensor& source, con
       }
     };
     if constexpr (has_argmax(op)) {
-      argmax.scalar_type() == ScalarType::Byte ? run(uint8_t{}) : run(int32_t{});
+      dispatch_argmax(argmax.dtype, run);
     } else {
       run(uint8_t{});
     }
@@ -182,243 +97,92 @@ bool pool(const char* name, const Grid<Windows>& grid, const Tensor& source, con
   return done;
 }
 
-void check_argmax(const char* op, const Tensor& argmax) {
-  check_dim(op, "argmax", argmax, 4);
-  D2LOPS_CHECK(argmax.scalar_type() == ScalarType::Byte || argmax.scalar_type() == ScalarType::Int,
-               op, ": argmax must be a uint8 or int32 tensor");
-}
-
-void check_argmax(const char* op, const Tensor& argmax, const Tensor& g) {
-  check_argmax(op, argmax);
-  check_sizes(op, "argmax", argmax, {g.size(0), g.size(1), g.size(2), g.size(3)});
-}
-
-// Max-pooling and its three companions, for either kind of windows.
-
-template <typename Windows>
-std::tuple<Tensor, Tensor> max_forward(const char* op, const Tensor& x, const Grid<Windows>& grid) {
-  D2LOPS_CHECK(x.size(1) >= 1, op, ": x must have channels");
-  const Sizes size{x.size(0), x.size(1), grid.rows.outputs, grid.columns.outputs};
-  const bool channels_last = is_channels_last(x);
-  Tensor y = empty(size, x.scalar_type(), channels_last);
-  Tensor argmax =
-      empty(size, grid.taps() <= 255 ? ScalarType::Byte : ScalarType::Int, channels_last);
-  pool<Op::max>(op, grid, x, y, argmax);
-  return {y, argmax};
-}
-
 // Calls f(T{}, the map that argmax picks), for tensors like x.
 template <typename Windows, typename F>
-void argmax_map(const char* op, const Grid<Windows>& grid, const Tensor& x, const Tensor& argmax,
-                F&& f) {
-  dispatch_dtype(op, x, [&](auto zero) {
-    const auto run = [&](auto index) {
+void argmax_map(const Pooling2d<Windows>& pooling, const Input& x, const Input& argmax, F&& f) {
+  dispatch_float(x.dtype, [&](auto zero) {
+    dispatch_argmax(argmax.dtype, [&](auto index) {
       using J = decltype(index);
-      f(zero, ArgmaxMap<decltype(zero), J>{{grid.rows, grid.rows.most_taps()},
-                                           {grid.columns, grid.pitch()},
-                                           grid.columns.spacing(),
-                                           x.size(0),
-                                           x.size(1),
-                                           operand(data<J>(argmax), argmax)});
-    };
-    argmax.scalar_type() == ScalarType::Byte ? run(uint8_t{}) : run(int32_t{});
-  });
-}
-
-template <typename Windows>
-Tensor max_gather(const char* op, const Tensor& x, const Tensor& argmax,
-                  const Grid<Windows>& grid) {
-  const Sizes size{x.size(0), x.size(1), argmax.size(2), argmax.size(3)};
-  check_sizes(op, "argmax", argmax, size);
-  Tensor y = empty(size, x.scalar_type(), is_channels_last(x));
-  if (y.numel() == 0) return y;
-  argmax_map(op, grid, x, argmax, [&](auto zero, const auto& map) {
-    using T = decltype(zero);
-    map.gather(operand(data<T>(x), x), operand(mutable_data<T>(y), y));
-  });
-  return y;
-}
-
-template <typename Windows>
-Tensor max_scatter(const char* op, const Tensor& g, const Tensor& argmax, const Sizes& size,
-                   const Grid<Windows>& grid) {
-  Tensor x = empty(size, g.scalar_type(), is_channels_last(g));
-  if (x.numel() == 0) return x;
-  // Comparing costs each window all of its taps, over all lanes; scattering costs it one number.
-  constexpr int64_t few = 2 * kLanes<float>;
-  if (grid.taps() <= few && pool<Op::max_adjoint>(op, grid, g, x, argmax)) return x;
-  argmax_map(op, grid, g, argmax, [&](auto zero, const auto& map) {
-    using T = decltype(zero);
-    map.scatter(operand(data<T>(g), g), operand(mutable_data<T>(x), x));
-  });
-  return x;
-}
-
-// Where in its plane (h * width + w) each argmax points.
-template <typename Windows>
-Tensor max_indices(const Tensor& argmax, const Grid<Windows>& grid) {
-  const Sizes size{argmax.size(0), argmax.size(1), argmax.size(2), argmax.size(3)};
-  Tensor indices = empty(size, ScalarType::Long, is_channels_last(argmax));
-  if (indices.numel() == 0) return indices;
-  const int64_t pitch = grid.pitch(), width = grid.columns.inputs;
-  const auto run = [&](auto index) {
-    const auto from = operand(data<decltype(index)>(argmax), argmax);
-    const auto to = operand(mutable_data<int64_t>(indices), indices);
-    const int64_t grain = std::max<int64_t>(1, 16384 / (size[1] * size[3]));
-    parallel_for(0, size[0] * size[2], grain, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t h = task % size[2], top = grid.rows.origin(h);
-        for (int64_t c = 0; c < size[1]; ++c) {
-          const auto taps = from.plane(task / size[2], c);
-          const auto places = to.plane(task / size[2], c);
-          for (int64_t w = 0; w < size[3]; ++w) {
-            const auto tap = static_cast<uint32_t>(*taps.at(h, w));
-            const int64_t down = tap / static_cast<uint32_t>(pitch) * grid.rows.dilation;
-            const int64_t across = tap % static_cast<uint32_t>(pitch) * grid.columns.dilation;
-            *places.at(h, w) = (top + down) * width + grid.columns.origin(w) + across;
-          }
-        }
-      }
+      f(zero, ArgmaxMap<decltype(zero), J>{{pooling.rows, pooling.rows.most_taps()},
+                                           {pooling.columns, pooling.pitch()},
+                                           pooling.columns.spacing(),
+                                           pooling.images,
+                                           pooling.channels,
+                                           argmax.as<J>()});
     });
-  };
-  argmax.scalar_type() == ScalarType::Byte ? run(uint8_t{}) : run(int32_t{});
-  return indices;
-}
-
-std::tuple<Tensor, Tensor> max_pool2d(const Tensor& x, Sizes window, bool ceil_mode) {
-  check_image("max_pool2d", "x", x);
-  auto grid = sliding("max_pool2d", x.size(2), x.size(3), window);
-  set_outputs("max_pool2d", grid, ceil_mode);
-  return max_forward("max_pool2d", x, grid);
-}
-
-Tensor max_pool2d_gather(const Tensor& x, const Tensor& argmax, Sizes window) {
-  const char* op = "max_pool2d_gather";
-  check_image(op, "x", x);
-  check_argmax(op, argmax);
-  auto grid = sliding(op, x.size(2), x.size(3), window);
-  set_outputs(op, grid, "argmax", argmax);
-  return max_gather(op, x, argmax, grid);
-}
-
-Tensor max_pool2d_scatter(const Tensor& g, const Tensor& argmax, int64_t height, int64_t width,
-                          Sizes window) {
-  const char* op = "max_pool2d_scatter";
-  check_image(op, "g", g);
-  check_argmax(op, argmax, g);
-  const Sizes size = input_size(op, g, height, width);
-  auto grid = sliding(op, height, width, window);
-  set_outputs(op, grid, "g", g);
-  return max_scatter(op, g, argmax, size, grid);
-}
-
-Tensor max_pool2d_indices(const Tensor& argmax, int64_t height, int64_t width, Sizes window) {
-  const char* op = "max_pool2d_indices";
-  check_argmax(op, argmax);
-  check_image(op, "argmax", argmax);
-  input_size(op, argmax, height, width);
-  auto grid = sliding(op, height, width, window);
-  set_outputs(op, grid, "argmax", argmax);
-  return max_indices(argmax, grid);
-}
-
-std::tuple<Tensor, Tensor> adaptive_max_pool2d(const Tensor& x, int64_t height, int64_t width) {
-  const char* op = "adaptive_max_pool2d";
-  check_image(op, "x", x);
-  check_at_least(op, "output_size", {height, width}, 0);
-  return max_forward(op, x, adaptive(op, x.size(2), x.size(3), height, width));
-}
-
-Tensor adaptive_max_pool2d_gather(const Tensor& x, const Tensor& argmax) {
-  const char* op = "adaptive_max_pool2d_gather";
-  check_image(op, "x", x);
-  check_argmax(op, argmax);
-  const auto grid = adaptive(op, x.size(2), x.size(3), argmax.size(2), argmax.size(3));
-  return max_gather(op, x, argmax, grid);
-}
-
-Tensor adaptive_max_pool2d_scatter(const Tensor& g, const Tensor& argmax, int64_t height,
-                                   int64_t width) {
-  const char* op = "adaptive_max_pool2d_scatter";
-  check_dim(op, "g", g, 4);
-  check_argmax(op, argmax, g);
-  const Sizes size = input_size(op, g, height, width);
-  return max_scatter(op, g, argmax, size, adaptive(op, height, width, g.size(2), g.size(3)));
-}
-
-Tensor adaptive_max_pool2d_indices(const Tensor& argmax, int64_t height, int64_t width) {
-  const char* op = "adaptive_max_pool2d_indices";
-  check_argmax(op, argmax);
-  input_size(op, argmax, height, width);
-  return max_indices(argmax, adaptive(op, height, width, argmax.size(2), argmax.size(3)));
-}
-
-void check_divisor(const char* op, std::optional<int64_t> divisor) {
-  D2LOPS_CHECK(!divisor || *divisor != 0, op, ": divisor must not be zero");
-}
-
-Tensor avg_pool2d(const Tensor& x, Sizes window, bool count_include_pad,
-                  std::optional<int64_t> divisor, bool ceil_mode) {
-  const char* op = "avg_pool2d";
-  check_image(op, "x", x);
-  D2LOPS_CHECK(x.size(1) >= 1, op, ": x must have channels");
-  check_divisor(op, divisor);
-  auto grid = sliding(op, x.size(2), x.size(3), window, false);
-  set_outputs(op, grid, ceil_mode);
-  Tensor y = empty({x.size(0), x.size(1), grid.rows.outputs, grid.columns.outputs}, x.scalar_type(),
-                   is_channels_last(x));
-  pool<Op::average>(op, grid, x, y, Tensor(), {count_include_pad, divisor});
-  return y;
-}
-
-Tensor avg_pool2d_adjoint(const Tensor& g, int64_t height, int64_t width, Sizes window,
-                          bool count_include_pad, std::optional<int64_t> divisor) {
-  const char* op = "avg_pool2d_adjoint";
-  check_image(op, "g", g);
-  check_divisor(op, divisor);
-  const Sizes size = input_size(op, g, height, width);
-  auto grid = sliding(op, height, width, window, false);
-  set_outputs(op, grid, "g", g);
-  Tensor x = empty(size, g.scalar_type(), is_channels_last(g));
-  pool<Op::average_adjoint>(op, grid, g, x, Tensor(), {count_include_pad, divisor});
-  return x;
-}
-
-Tensor adaptive_avg_pool2d(const Tensor& x, int64_t height, int64_t width) {
-  const char* op = "adaptive_avg_pool2d";
-  check_image(op, "x", x);
-  check_at_least(op, "output_size", {height, width}, 0);
-  Tensor y = empty({x.size(0), x.size(1), height, width}, x.scalar_type(), is_channels_last(x));
-  pool<Op::average>(op, Grid<AdaptiveWindows>{{x.size(2), height}, {x.size(3), width}}, x, y,
-                    Tensor());
-  return y;
-}
-
-Tensor adaptive_avg_pool2d_adjoint(const Tensor& g, int64_t height, int64_t width) {
-  const char* op = "adaptive_avg_pool2d_adjoint";
-  check_dim(op, "g", g, 4);
-  const Sizes size = input_size(op, g, height, width);
-  Tensor x = empty(size, g.scalar_type(), is_channels_last(g));
-  pool<Op::average_adjoint>(op, Grid<AdaptiveWindows>{{height, g.size(2)}, {width, g.size(3)}}, g,
-                            x, Tensor());
-  return x;
+  });
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(d2lops, CPU, m) {
-  m.impl("max_pool2d", TORCH_BOX(&max_pool2d));
-  m.impl("max_pool2d_gather", TORCH_BOX(&max_pool2d_gather));
-  m.impl("max_pool2d_scatter", TORCH_BOX(&max_pool2d_scatter));
-  m.impl("max_pool2d_indices", TORCH_BOX(&max_pool2d_indices));
-  m.impl("adaptive_max_pool2d", TORCH_BOX(&adaptive_max_pool2d));
-  m.impl("adaptive_max_pool2d_gather", TORCH_BOX(&adaptive_max_pool2d_gather));
-  m.impl("adaptive_max_pool2d_scatter", TORCH_BOX(&adaptive_max_pool2d_scatter));
-  m.impl("adaptive_max_pool2d_indices", TORCH_BOX(&adaptive_max_pool2d_indices));
-  m.impl("avg_pool2d", TORCH_BOX(&avg_pool2d));
-  m.impl("avg_pool2d_adjoint", TORCH_BOX(&avg_pool2d_adjoint));
-  m.impl("adaptive_avg_pool2d", TORCH_BOX(&adaptive_avg_pool2d));
-  m.impl("adaptive_avg_pool2d_adjoint", TORCH_BOX(&adaptive_avg_pool2d_adjoint));
+template <typename Windows>
+void max_pool2d(const Pooling2d<Windows>& pooling, const Input& x, const Output& y,
+                const Output& argmax) {
+  pool<Op::max>(pooling, x, y, argmax);
 }
+
+template <typename Windows>
+void max_pool2d_gather(const Pooling2d<Windows>& pooling, const Input& x, const Input& argmax,
+                       const Output& y) {
+  argmax_map(pooling, x, argmax, [&](auto zero, const auto& map) {
+    using T = decltype(zero);
+    map.gather(x.as<T>(), y.as<T>());
+  });
+}
+
+template <typename Windows>
+void max_pool2d_scatter(const Pooling2d<Windows>& pooling, const Input& g, const Input& argmax,
+                        const Output& dx) {
+  // Comparing costs each window all of its taps, over all lanes; scattering costs it one number.
+  constexpr int64_t few = 2 * kLanes<float>;
+  if (pooling.taps() <= few && pool<Op::max_adjoint>(pooling, g, dx, argmax)) return;
+  argmax_map(pooling, g, argmax, [&](auto zero, const auto& map) {
+    using T = decltype(zero);
+    map.scatter(g.as<T>(), dx.as<T>());
+  });
+}
+
+template <typename Windows>
+void max_pool2d_indices(const Pooling2d<Windows>& pooling, const Input& argmax,
+                        const Output& indices) {
+  const Windows &rows = pooling.rows, &columns = pooling.columns;
+  const int64_t images = pooling.images, channels = pooling.channels;
+  const auto pitch = static_cast<uint32_t>(pooling.pitch());
+  const auto to = indices.as<int64_t>();
+  dispatch_argmax(argmax.dtype, [&](auto index) {
+    const auto from = argmax.as<decltype(index)>();
+    const int64_t grain = std::max<int64_t>(1, 16384 / (channels * columns.outputs));
+    parallel_for(0, images * rows.outputs, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t h = task % rows.outputs, top = rows.origin(h);
+        for (int64_t c = 0; c < channels; ++c) {
+          const auto taps = plane(from, task / rows.outputs, c);
+          const auto places = plane(to, task / rows.outputs, c);
+          for (int64_t w = 0; w < columns.outputs; ++w) {
+            const auto tap = static_cast<uint32_t>(*taps.at(h, w));
+            const int64_t down = tap / pitch * rows.dilation;
+            const int64_t across = tap % pitch * columns.dilation;
+            *places.at(h, w) = (top + down) * columns.inputs + columns.origin(w) + across;
+          }
+        }
+      }
+    });
+  });
+}
+
+template <typename Windows>
+void avg_pool2d(const Pooling2d<Windows>& pooling, const Divisor& divisor, const Input& x,
+                const Output& y) {
+  pool<Op::average>(pooling, x, y, Input{}, divisor);
+}
+
+template <typename Windows>
+void avg_pool2d_adjoint(const Pooling2d<Windows>& pooling, const Divisor& divisor, const Input& g,
+                        const Output& dx) {
+  pool<Op::average_adjoint>(pooling, g, dx, Input{}, divisor);
+}
+
+D2LOPS_INSTANTIATE_POOLING(SlidingWindows)
+D2LOPS_INSTANTIATE_POOLING(AdaptiveWindows)
 
 }  // namespace d2lops

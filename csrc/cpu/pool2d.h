@@ -13,6 +13,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "common/operand.h"
 #include "common/window.h"
 #include "cpu/simd.h"
 
@@ -87,16 +88,10 @@ struct Image {
   T* at(int64_t h, int64_t w) const { return data + (h - h0) * row + (w - w0) * column; }
 };
 
-// All images of an (N, C, H, W) tensor, by their strides.
 template <typename T>
-struct Operand {
-  T* data;
-  int64_t n, c, h, w;
-
-  Image<T> plane(int64_t image, int64_t channel) const {
-    return {data + image * n + channel * c, h, w};
-  }
-};
+inline Image<T> plane(const Operand<T>& x, int64_t image, int64_t channel) {
+  return {x.data + image * x.n + channel * x.c, x.h, x.w};
+}
 
 // V is a vector of numbers or one number, Index<V> as many integers.
 template <typename V>

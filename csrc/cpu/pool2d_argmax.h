@@ -17,9 +17,9 @@
 #include <vector>
 
 #include "common/window.h"
+#include "cpu/parallel.h"
 #include "cpu/pool2d.h"
 #include "cpu/simd.h"
-#include "cpu/tensor.h"
 
 namespace d2lops {
 

@@ -6,9 +6,9 @@
 #include <limits>
 #include <memory>
 
+#include "cpu/parallel.h"
 #include "cpu/pool2d.h"
 #include "cpu/pool2d_runs.h"
-#include "cpu/tensor.h"
 
 namespace d2lops {
 
@@ -173,9 +173,9 @@ struct Pool {
     return {rows,
             columns,
             pitch,
-            source.plane(image, channel),
-            target.plane(image, channel),
-            argmax.plane(image, channel)};
+            plane(source, image, channel),
+            plane(target, image, channel),
+            plane(argmax, image, channel)};
   }
 
   void run_in_place() const {

@@ -14,6 +14,8 @@
 #  include <immintrin.h>
 #endif
 
+#include "common/dtype.h"
+
 namespace d2lops {
 
 #if defined(__AVX512F__)
@@ -23,17 +25,6 @@ constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
 #endif
-
-struct bfloat16 {
-  uint16_t bits;
-};
-struct float16 {
-  uint16_t bits;
-};
-
-// What a kernel accumulates in.
-template <typename T>
-using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 template <typename T>
 constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));

@@ -250,15 +250,15 @@ void weight_grad_by_places(const Geometry& geo, const Im2col<T>& g, const Im2col
 
 // dw is contiguous.
 template <typename T>
-void corr2d_weight_grad(const Geometry& geo, const T* g, const Strides& gs, const Plane<T>& y,
-                        const T* x, const Strides& xs, T* dw) {
+void corr2d_weight_grad(const Geometry& geo, const Operand<const T>& g, const Operand<const T>& y,
+                        const Operand<const T>& x, T* dw) {
   const Strides ws{0, geo.kernel.h * geo.kernel.w, geo.kernel.w, 1};
   const Grid grid{geo.images, geo.output.h, geo.output.w};
   const Grid strided{geo.images, geo.output.h, geo.output.w, geo.stride.h, geo.stride.w};
-  Im2col<T> gradient{g,    gs,      y.data, y.strides, geo.output.h, geo.output.w,
-                     grid, nullptr, gs.c,   false,     false};
-  Im2col<T> image{x,       xs,      nullptr, {},    geo.input.h, geo.input.w,
-                  strided, nullptr, xs.c,    false, false};
+  Im2col<T> gradient{g.data, g,       y.data, y,     geo.output.h, geo.output.w,
+                     grid,   nullptr, g.c,    false, false};
+  Im2col<T> image{x.data,  x,       nullptr, {},    geo.input.h, geo.input.w,
+                  strided, nullptr, x.c,     false, false};
   const auto rows = window(geo.kernel.h, geo.dilation.h, geo.before.h);
   const auto cols = window(geo.kernel.w, geo.dilation.w, geo.before.w);
   const GroupStep step{geo.in, 0, geo.out};
@@ -276,9 +276,9 @@ void corr2d_weight_grad(const Geometry& geo, const T* g, const Strides& gs, cons
       geo.in >= kLanes<Accumulator<T>> && geo.out >= kRows && image.grid.count() > 0) {
     return weight_grad_by_places(geo, gradient, image, rows, cols, dw);
   }
-  gradient.runs_over_taps = runs_over_taps(gs, geo.out);
-  image.runs_over_taps = !depthwise && !slabs && runs_over_taps(xs, geo.in);
-  auto taps = make_taps(geo.in, rows, cols, xs, {}, ws.c, ws, image.runs_over_taps);
+  gradient.runs_over_taps = runs_over_taps(g, geo.out);
+  image.runs_over_taps = !depthwise && !slabs && runs_over_taps(x, geo.in);
+  auto taps = make_taps(geo.in, rows, cols, x, {}, ws.c, ws, image.runs_over_taps);
   image.limit(taps);
   if (taps.empty() || geo.out == 0) return;
   if (depthwise) return depthwise_weight_grad(geo.groups, gradient, image, rows, cols, taps, dw);
