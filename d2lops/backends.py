@@ -1,9 +1,9 @@
 """Which kernels a tensor gets: one table, and the libraries behind it.
 
 Importing this module loads the best CPU library that the processor runs (``D2LOPS_CPU=generic``,
-``avx2``, ``avx512``, ``avx512_bf16`` or ``amx`` forces one), which registers its kernels as
-``torch.ops.d2lops``. If that fails, importing still works, and the first use of an operator raises
-the cause.
+``avx2``, ``avx512``, ``avx512_bf16``, ``amx``, or a library's path, forces one), and the CUDA library
+where torch sees a GPU. They register their kernels as ``torch.ops.d2lops``. If that fails, importing
+still works, and the first use of an operator raises the cause.
 """
 
 import contextlib
@@ -37,18 +37,24 @@ def missing_features(library: str) -> list[str]:
     return [feature for feature in CPU_LIBRARIES[library] if not features.get(feature)]
 
 
-def _choose_cpu_library() -> tuple[str, str]:
-    """The name of the CPU library to load, and why that one."""
+def _choose_cpu_library() -> tuple[Path, str]:
+    """The CPU library to load, and why that one."""
     forced = os.environ.get("D2LOPS_CPU")
     if forced:
+        reason = f"D2LOPS_CPU={forced}"
+        if forced.endswith(".so"):
+            return Path(forced), reason
         if forced not in CPU_LIBRARIES:
-            raise ValueError(f"D2LOPS_CPU={forced!r}: allowed are {', '.join(CPU_LIBRARIES)}")
+            raise ValueError(
+                f"D2LOPS_CPU={forced!r}: allowed are {', '.join(CPU_LIBRARIES)}, and paths to .so"
+            )
         if missing := missing_features(forced):
             raise OSError(f"D2LOPS_CPU={forced}: this processor lacks {', '.join(missing)}")
-        return forced, f"D2LOPS_CPU={forced}"
+        return _FOLDER / f"cpu_{forced}.so", reason
     for name in CPU_LIBRARIES:
-        if (_FOLDER / f"cpu_{name}.so").exists() and not missing_features(name):
-            return name, "the best one built that this processor runs"
+        path = _FOLDER / f"cpu_{name}.so"
+        if path.exists() and not missing_features(name):
+            return path, "the best one built that this processor runs"
     raise OSError(f"no CPU library under {_FOLDER}: was d2lops installed with its kernels?")
 
 
@@ -59,22 +65,37 @@ def _choose_backend() -> str:
     return name
 
 
-cpu_library: tuple[str, str] | None = None  # name and reason, once loaded
+def _load_cuda_library() -> tuple[bool, str]:
+    """Whether the CUDA library was loaded, and why or why not."""
+    path = _FOLDER / "cuda.so"
+    if not torch.cuda.is_available():
+        return False, "torch sees no GPU"
+    if not path.exists():
+        return False, "not built: python -m d2lops.info tells why"
+    torch.ops.load_library(str(path))
+    return True, "torch sees a GPU"
+
+
+# Name (or whether) and reason, once loaded.
+cpu_library: tuple[str, str] | None = None
+cuda_library: tuple[bool, str] = (False, "the CPU library could not be loaded")
 load_error: Exception | None = None
 _backend = "auto"
 try:
     _backend = _choose_backend()
-    _name, _reason = _choose_cpu_library()
-    torch.ops.load_library(str(_FOLDER / f"cpu_{_name}.so"))
-    cpu_library = (_name, _reason)
+    _path, _reason = _choose_cpu_library()
+    torch.ops.load_library(str(_path))
+    cpu_library = (_path.stem.removeprefix("cpu_"), _reason)
+    cuda_library = _load_cuda_library()
 except Exception as error:  # kept for the first use, which can say more than an import can
     load_error = error
 
 # The raw operators, filled by `shape_rule`; meta tensors enter by the same door.
 _cpp = SimpleNamespace()
+_devices = ("cpu", "meta", "cuda") if cuda_library[0] else ("cpu", "meta")
 _TABLES = {
-    "auto": {"cpu": _cpp, "meta": _cpp},
-    "cpp": {"cpu": _cpp, "meta": _cpp},
+    "auto": dict.fromkeys(_devices, _cpp),
+    "cpp": dict.fromkeys(_devices, _cpp),
     "triton": {},
 }
 _table: dict[str, SimpleNamespace] = {}
@@ -128,6 +149,11 @@ def _no_kernels(device: str) -> Exception:
         return NotImplementedError(
             "d2lops has no Triton kernels in this version; use d2lops.backend('auto') or unset "
             "D2LOPS_BACKEND"
+        )
+    if device == "cuda" and not cuda_library[0]:
+        return NotImplementedError(
+            f"d2lops has no CUDA kernels here: {cuda_library[1]}. Install d2lops from source on a "
+            "machine with nvcc (D2LOPS_CUDA=1 insists), or move the tensor to the CPU."
         )
     return NotImplementedError(
         f"d2lops has no kernels for tensors on device type '{device}' with backend '{_backend}'; "

@@ -32,6 +32,9 @@ def summary() -> str:
         rows["processor"] = f"{platform.machine()}: {', '.join(present) or 'no extensions known'}"
     if backends.cpu_library:
         rows["loaded"] = "cpu_{} ({})".format(*backends.cpu_library)
+        rows["cuda library"] = "{}loaded ({})".format(
+            "" if backends.cuda_library[0] else "not ", backends.cuda_library[1]
+        )
     else:
         error = backends.load_error
         rows["loaded"] = f"none: {type(error).__name__}: {error}"
