@@ -37,6 +37,14 @@ struct Walk {
 
   int64_t size() const { return outer.size * middle.size * inner.size; }
 
+  // From one index to the next one, mostly.
+  int64_t step() const {
+    for (const Digit* digit : {&inner, &middle, &outer}) {
+      if (digit->size > 1) return digit->stride;
+    }
+    return 0;
+  }
+
   D2LOPS_HOST_DEVICE Place at(int64_t index) const {
     int64_t rest, i, m;
     split(index, inner.size, rest, i);
@@ -62,6 +70,13 @@ struct Walk {
   }
 };
 
+// What is negative is a large unsigned number.
+D2LOPS_HOST_DEVICE bool lies_inside(const Place& row, const Place& column, uint32_t height,
+                                    uint32_t width) {
+  return static_cast<uint32_t>(row.h) + static_cast<uint32_t>(column.h) < height &&
+         static_cast<uint32_t>(row.w) + static_cast<uint32_t>(column.w) < width;
+}
+
 // What is read. Where mask, the output of a ReLU, is not positive, an element counts as zero.
 template <typename T>
 struct Gathered {
@@ -70,12 +85,13 @@ struct Gathered {
   Walk rows{}, columns{};
   int64_t group_stride = 0, mask_group_stride = 0;  // from one group's matrix to the next one's
   uint32_t height = 1, width = 1;                   // of the image
+  bool along_depth = true;  // whether neighbours in memory are columns, or rows
 
   D2LOPS_HOST_DEVICE bool inside(const Place& row, const Place& column) const {
-    // What is negative is a large unsigned number.
-    return static_cast<uint32_t>(row.h) + static_cast<uint32_t>(column.h) < height &&
-           static_cast<uint32_t>(row.w) + static_cast<uint32_t>(column.w) < width;
+    return lies_inside(row, column, height, width);
   }
+
+  void set_direction() { along_depth = columns.step() == 1 || rows.step() != 1; }
 };
 
 // What is written.
@@ -84,6 +100,11 @@ struct Scattered {
   T* data = nullptr;
   Walk rows{}, columns{};
   int64_t group_stride = 0;
+  uint32_t height = 1, width = 1;
+
+  D2LOPS_HOST_DEVICE bool inside(const Place& row, const Place& column) const {
+    return lies_inside(row, column, height, width);
+  }
 };
 
 }  // namespace d2lops

@@ -2,21 +2,24 @@
 //
 //   C[i, j] = relu(sum over k of A[i, k] B[j, k] + bias)
 //
-// once per group, with A, B and C gathered from tensors in any strides (gather.h).
+// once per group, with A, B and C gathered from tensors (gather.h).
 #pragma once
 
 #include <cstdint>
 #include <utility>
 
-#include "common/operand.h"
+#include "common/dtype.h"
 #include "cuda/gather.h"
 
 namespace d2lops {
 
+// There are as many rows and columns as c has. a and b may reach beyond: in packets, up to the next
+// multiple of eight.
 template <typename T>
 struct Product {
-  Gathered<T> a, b;
-  Scattered<T> c;
+  Gathered<T> a{}, b{};
+  Scattered<T> c{};
+  int64_t depth = 0;
   int64_t groups = 1;
   const T* bias = nullptr;
   int64_t bias_stride = 0, bias_group_stride = 0;
@@ -31,8 +34,13 @@ struct Product {
   }
 };
 
-// Defined in gemm.cu, for the four element types.
+// On CUDA cores, for any strides (gemm_simt.cu).
 template <typename T>
-void gemm(Product<T> product);
+void gemm_simt(Product<T> product);
+
+// On tensor cores (gemm_mma.cu), for bfloat16 and float16: a and b must lie in packets, eight
+// neighbours along the inner digit of their rows or of their columns, 16 bytes, aligned.
+template <typename T>
+void gemm_mma(const Product<T>& product);
 
 }  // namespace d2lops

@@ -1,0 +1,132 @@
+// The instructions that CUDA C++ has no words for, each with two bodies: inline PTX for nvcc, and,
+// for the emulator (tests/cuda_on_cpu), what PTX's manual says it does. Fragment layouts are those
+// of the PTX ISA, sections "Matrix Fragments for mma.m16n8k16" and "ldmatrix".
+//
+// Lane l of a warp is g = l / 4, t = l % 4 in them. A fragment is a few 32-bit registers a lane, each
+// with two 16-bit numbers, the first one in the low half.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "cuda/device.h"
+#if !defined(__CUDACC__)
+#  include "emulator.h"
+#endif
+
+namespace d2lops {
+
+// Copies 16 bytes from memory to shared memory without a register, or writes zeros. A group of
+// copies is done when its thread has waited for it; others see it after the next barrier.
+__device__ __forceinline__ void copy_async(void* shared, const void* from, bool valid) {
+#if defined(__CUDACC__)
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(valid ? 16 : 0)
+               : "memory");
+#else
+  cuda_on_cpu::copy_async(shared, from, 16, valid ? 16 : 0);
+#endif
+}
+
+__device__ __forceinline__ void commit_copies() {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#else
+  cuda_on_cpu::commit_group();
+#endif
+}
+
+// Until all but the last `Pending` groups of this thread are done.
+template <int Pending>
+__device__ __forceinline__ void wait_for_copies() {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+#else
+  cuda_on_cpu::wait_group(Pending);
+#endif
+}
+
+// Four 8 x 8 matrices of 16-bit numbers. Lanes 8 i ... 8 i + 7 say where the rows of matrix i begin
+// (16 bytes, aligned); afterwards lane l holds elements 2 t and 2 t + 1 of row g of each matrix or,
+// transposed, of column g.
+template <bool transposed>
+__device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const void* row) {
+#if defined(__CUDACC__)
+  const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  if constexpr (transposed) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(from)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(from)
+                 : "memory");
+  }
+#else
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) cuda_on_cpu::fail("ldmatrix: unaligned row");
+  const void* const* rows = cuda_on_cpu::exchange(row);
+  const int g = cuda_on_cpu::lane() / 4, t = cuda_on_cpu::lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    const auto element = [&](int r, int c) {
+      return uint32_t{static_cast<const uint16_t*>(rows[8 * i + r])[c]};
+    };
+    to[i] = transposed ? element(2 * t, g) | element(2 * t + 1, g) << 16
+                       : element(g, 2 * t) | element(g, 2 * t + 1) << 16;
+  }
+#endif
+}
+
+// D += A B, 16 x 8, over 16 products, by one warp: A in four registers, (g, 2t) (g + 8, 2t) (g, 2t +
+// 8) (g + 8, 2t + 8); B in two, (2t, g) (2t + 8, g); D is (g, 2t) (g, 2t + 1) (g + 8, 2t) (g + 8,
+// 2t + 1).
+template <typename T>
+__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                         uint32_t b1) {
+#if defined(__CUDACC__)
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+#else
+  struct Fragments {
+    uint32_t a[4], b[2];
+  };
+  const Fragments* lanes =
+      cuda_on_cpu::exchange(Fragments{{a[0], a[1], a[2], a[3]}, {b0, b1}});
+  const auto half = [](uint32_t pair, int i) {
+    return widen(T{static_cast<uint16_t>(pair >> (16 * i))});
+  };
+  const int g = cuda_on_cpu::lane() / 4, t = cuda_on_cpu::lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int row = i / 2, column = 2 * t + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      const int lane = k % 8 / 2, upper = k / 8;
+      d[i] += half(lanes[4 * g + lane].a[row + 2 * upper], k % 2) *
+              half(lanes[4 * column + lane].b[upper], k % 2);
+    }
+  }
+#endif
+}
+
+// Two 16-bit numbers, each zero where y is not positive; where y is NaN, x passes.
+template <typename T>
+__device__ __forceinline__ uint32_t passing(uint32_t y, uint32_t x) {
+  const auto blocked = [](uint32_t half) {  // not above zero: its sign bit, or no other
+    return widen(T{static_cast<uint16_t>(half)}) <= 0;
+  };
+  return (blocked(y & 0xFFFF) ? 0 : x & 0xFFFF) | (blocked(y >> 16) ? 0 : x & 0xFFFF0000);
+}
+
+}  // namespace d2lops
