@@ -143,7 +143,7 @@ struct Thread {
 
 // What one launch brings.
 struct Launch {
-  const void* kernel;
+  const void* function;
   void (*run_thread)(const void*);
   const void* call;
   int shared_bytes;
@@ -179,15 +179,15 @@ void acquire(char& clock) {
   if (__tsan_acquire) __tsan_acquire(&clock);
 }
 
+// Its name if that is exported, else what `addr2line -Cfe FILE OFFSET` turns into it.
 std::string kernel_name() {
   Dl_info info;
-  if (!dladdr(kernel.kernel, &info)) return "a kernel";
-  if (info.dli_saddr != kernel.kernel) {  // its name is not exported
-    char text[64];
-    const auto offset =
-        static_cast<const char*>(kernel.kernel) - static_cast<char*>(info.dli_fbase);
-    std::snprintf(text, sizeof text, " (addr2line -Cfe names it) at %#tx", offset);
-    return info.dli_fname + std::string(text);
+  if (!dladdr(kernel.function, &info)) return "a kernel";
+  if (info.dli_saddr != kernel.function) {
+    const auto* function = static_cast<const char*>(kernel.function);
+    char offset[32];
+    std::snprintf(offset, sizeof offset, "%#tx", function - static_cast<char*>(info.dli_fbase));
+    return "the kernel of " + std::string(info.dli_fname) + " at " + offset;
   }
   char* name = abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, nullptr);
   return name ? name : info.dli_sname;

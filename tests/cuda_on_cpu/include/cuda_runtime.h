@@ -125,7 +125,7 @@ template <typename T>
 T shuffle(unsigned mask, T value, int source) {
   static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));
   check_mask(mask);
-  return exchange(value)[source];
+  return cuda_on_cpu::exchange(value)[source];
 }
 }  // namespace cuda_on_cpu::detail
 

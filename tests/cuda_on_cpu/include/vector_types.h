@@ -12,10 +12,10 @@ struct dim3 {
   constexpr dim3(uint3 v) : x(v.x), y(v.y), z(v.z) {}
 };
 
-#define CUDA_ON_CPU_VECTOR_TYPES(type, name)                                                  \
-  struct alignas(2 * sizeof(type)) name##2 { type x, y; };                                    \
-  struct alignas(4 * sizeof(type) < 16 ? 4 * sizeof(type) : 16) name##4 { type x, y, z, w; }; \
-  inline name##2 make_##name##2(type x, type y) { return {x, y}; }                            \
+#define CUDA_ON_CPU_VECTOR_TYPES(type, name)                       \
+  struct alignas(8) name##2 { type x, y; };                        \
+  struct alignas(16) name##4 { type x, y, z, w; };                 \
+  inline name##2 make_##name##2(type x, type y) { return {x, y}; } \
   inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
 
 CUDA_ON_CPU_VECTOR_TYPES(float, float)

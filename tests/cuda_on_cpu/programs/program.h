@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 
 namespace d2lops {
 
@@ -44,7 +45,7 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... arg
 
 template <typename T>
 void print(const T* elements, int count) {
-  for (int i = 0; i < count; ++i) std::printf("%g ", static_cast<double>(elements[i]));
+  for (int i = 0; i < count; ++i) std::printf("%.17g ", static_cast<double>(elements[i]));
   std::printf("\n");
 }
 
