@@ -25,10 +25,14 @@ extern "C" {
 #pragma weak __asan_unpoison_memory_region
 #pragma weak __tsan_acquire
 #pragma weak __tsan_release
+#pragma weak __tsan_ignore_thread_begin
+#pragma weak __tsan_ignore_thread_end
 void __asan_poison_memory_region(const volatile void* address, size_t bytes);
 void __asan_unpoison_memory_region(const volatile void* address, size_t bytes);
 void __tsan_acquire(void* address);
 void __tsan_release(void* address);
+void __tsan_ignore_thread_begin();
+void __tsan_ignore_thread_end();
 }
 
 namespace cuda_on_cpu {
@@ -166,7 +170,7 @@ Barrier barriers[kBarriers];
 Exchange<kWarp> warp_exchange[kMaxThreads / kWarp];
 Exchange<kWarpgroup> warpgroup_exchange[kMaxThreads / kWarpgroup];
 std::vector<std::function<void()>> bulk_copies;
-char bulk_clock;
+char block_clock;  // ThreadSanitizer's, of what is before a block and after it
 
 // Whose turn it is: lane lanes[turn_lane] of warp warps[turn_warp].
 std::vector<int> warps, lanes;
@@ -257,9 +261,7 @@ void carry_out_bulk_copy() {
   const auto copy = bulk_copies.begin() + schedule.first(bulk_copies.size());
   const auto work = std::move(*copy);
   bulk_copies.erase(copy);
-  acquire(bulk_clock);
   work();
-  release(bulk_clock);
 }
 
 Thread& next_thread() {
@@ -319,23 +321,32 @@ int live_in_warps(int first, int count) {
   return live;
 }
 
+// A lane's value comes to where those of exited lanes stay 0xFF. ThreadSanitizer need not see that
+// the lanes take turns here.
+template <int lanes>
+void hand_in(Exchange<lanes>& exchange, unsigned char* values, const void* mine) {
+  if (__tsan_ignore_thread_begin) __tsan_ignore_thread_begin();
+  const auto bytes = static_cast<size_t>(exchange.bytes);
+  if (exchange.barrier.arrived == 0) std::memset(values, 0xFF, lanes * bytes);
+  std::memcpy(values + (current->warp * kWarp + current->lane) % lanes * bytes, mine, bytes);
+  if (__tsan_ignore_thread_end) __tsan_ignore_thread_end();
+}
+
 template <int lanes>
 const void* exchange_among(Exchange<lanes>& exchange, const void* mine, int bytes) {
-  auto* values = exchange.values[exchange.barrier.phase % 3];
-  if (exchange.barrier.arrived == 0) {
-    exchange.bytes = bytes;
-    std::memset(values, 0xFF, static_cast<size_t>(lanes) * bytes);
-  } else if (exchange.bytes != bytes) {
+  if (exchange.barrier.arrived == 0) exchange.bytes = bytes;
+  if (exchange.bytes != bytes) {
     fail("lanes of one warp are at different shuffles, votes or other warp-wide instructions");
   }
-  const int lane = (current->warp * kWarp + current->lane) % lanes;
-  std::memcpy(values + lane * bytes, mine, bytes);
+  auto* values = exchange.values[exchange.barrier.phase % 3];
+  hand_in(exchange, values, mine);
   constexpr int warps = lanes / kWarp;
   wait_at(exchange.barrier, live_in_warps(current->warp / warps * warps, warps), true);
   return values;
 }
 
-void carry_out(const Copy& copy) {
+// On its own, memcpy is a call, which sanitizers watch though this file is compiled without them.
+__attribute__((noipa)) void carry_out(const Copy& copy) {
   std::memcpy(copy.to, copy.from, copy.source_bytes);
   std::memset(static_cast<char*>(copy.to) + copy.source_bytes, 0, copy.bytes - copy.source_bytes);
 }
@@ -348,7 +359,7 @@ bool in_shared_memory(const void* begin, int bytes) {
 bool is_aligned(const void* p, int bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
 void exit_thread() {
-  release(bulk_clock);
+  release(block_clock);
   current->state = State::exited;
   live_lanes[current->warp] &= ~(1u << current->lane);
   --live_threads;
@@ -365,7 +376,7 @@ void exit_thread() {
 // A fiber outlives its thread: at the end it waits to be a thread of the next block.
 void thread_main() {
   for (;;) {
-    acquire(bulk_clock);
+    acquire(block_clock);
     kernel.run_thread(kernel.call);
     exit_thread();
   }
@@ -396,11 +407,11 @@ void run_block() {
   live_threads = blockDim.x * blockDim.y * blockDim.z;
   for (int i = 0; i < live_threads; ++i) start_thread(*threads[i], i);
   restart_turns();
-  release(bulk_clock);
+  release(block_clock);
   current = &next_thread();
   threadIdx = current->index;
   launcher.switch_to(current->fiber);
-  acquire(bulk_clock);
+  acquire(block_clock);
   if (bulk_copies.empty()) return;
   fill_shared_memory();  // a copy that nobody waited for may come when another block has it
   while (!bulk_copies.empty()) carry_out_bulk_copy();
@@ -496,7 +507,7 @@ void wait_group(int pending) {
   const auto rest = std::find_if(copies.begin(), copies.end(), [&](const Copy& copy) {
     return copy.group >= current->groups - pending;
   });
-  std::for_each(copies.begin(), rest, carry_out);
+  std::for_each(copies.begin(), rest, &carry_out);
   copies.erase(copies.begin(), rest);
 }
 
@@ -511,16 +522,13 @@ const void* exchange_warpgroup(const void* mine, int bytes) {
 }
 
 void block_until(bool (*ready)(void*), void* context) {
-  release(bulk_clock);
   current->state = State::at_condition;
   current->condition = ready;
   current->context = context;
   give_way();
-  acquire(bulk_clock);
 }
 
 void bulk_copy(std::function<void()> work) {
-  release(bulk_clock);
   bulk_copies.push_back(std::move(work));
   if (!schedule.late()) carry_out_bulk_copy();
 }

@@ -1,5 +1,5 @@
 // Fibers: threads that give way only where they say so, and to the one that they name. One runs at a
-// time.
+// time. For emulator.cpp alone.
 #pragma once
 
 #include <sys/mman.h>
@@ -60,6 +60,7 @@ cuda_on_cpu_switch:
 #endif
 
 namespace cuda_on_cpu {
+namespace {
 
 class Fiber {
  public:
@@ -147,4 +148,5 @@ class Fiber {
 #endif
 };
 
+}  // namespace
 }  // namespace cuda_on_cpu

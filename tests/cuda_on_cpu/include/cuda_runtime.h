@@ -93,16 +93,12 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                                      &call);
 }
 
-// A kernel has ended when its launch returns, and all memory is managed.
+// All memory is managed, and a kernel has ended when its launch returns.
 
 inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 template <typename T>
 cudaError_t cudaMallocManaged(T** pointer, size_t bytes) {
   *pointer = static_cast<T*>(::operator new(bytes, std::align_val_t{256}));
-  return cudaSuccess;
-}
-inline cudaError_t cudaFree(void* pointer) {
-  ::operator delete(pointer, std::align_val_t{256});
   return cudaSuccess;
 }
 

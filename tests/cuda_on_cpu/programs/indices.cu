@@ -20,7 +20,6 @@ bool each_once(dim3 grid, dim3 block) {
   launch(count, grid, block, 0, visits);
   bool once = true;
   for (int i = 0; i < total; ++i) once = once && visits[i] == 1;
-  cudaFree(visits);
   return once;
 }
 
@@ -29,5 +28,4 @@ int main() {
   int* last = managed<int>(1);
   launch(last_block, 5, 1, 0, last);
   std::printf("%d\n", *last);
-  cudaFree(last);
 }

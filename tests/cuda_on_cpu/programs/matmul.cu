@@ -58,9 +58,6 @@ bool is_right(int rows, int columns, int depth) {
     }
     right = right && c[i] == expected;
   }
-  cudaFree(a);
-  cudaFree(b);
-  cudaFree(c);
   return right;
 }
 

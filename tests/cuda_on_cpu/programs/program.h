@@ -17,7 +17,7 @@ __device__ T* shared() {
   return reinterpret_cast<T*>(shared_bytes);
 }
 
-// `count` elements that host and device see, 0, 1, 2, ...
+// 0, 1, 2, ... where host and device see them, until the program ends.
 template <typename T>
 T* managed(int count) {
   T* elements = nullptr;
