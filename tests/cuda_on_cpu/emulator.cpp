@@ -98,8 +98,8 @@ struct Barrier {
   char clock[2] = {};         // what ThreadSanitizer knows even and odd phases by
 };
 
-// The barrier of a warp or warpgroup, and what its lanes hand in. The values of one phase are
-// overwritten two phases on, when all have come back for the one between.
+// The barrier of a warp or warpgroup, and what its lanes hand in. The values of a phase are
+// overwritten three phases on, when every lane has come for those of the second.
 template <int lanes>
 struct Exchange {
   Barrier barrier;
@@ -282,7 +282,9 @@ void give_way() {
   if (&next != &self) self.fiber.switch_to(next.fiber);
 }
 
+// After what only one warp waited for, it is still that warp's turn.
 void end_phase(Barrier& barrier) {
+  if (barrier.arrived > kWarp) restart_turns();
   barrier.arrived = 0;
   barrier.result = std::exchange(barrier.votes, 0);
   ++barrier.phase;
@@ -300,10 +302,7 @@ void wait_at(Barrier& barrier, int threads, bool live) {
   current->state = State::at_barrier;
   current->barrier = &barrier;
   current->phase = barrier.phase;
-  if (++barrier.arrived == barrier.threads) {
-    end_phase(barrier);
-    if (threads > kWarp) restart_turns();
-  }
+  if (++barrier.arrived == barrier.threads) end_phase(barrier);
   give_way();
   acquire(clock);
 }
@@ -413,7 +412,7 @@ void run_block() {
   launcher.switch_to(current->fiber);
   acquire(block_clock);
   if (bulk_copies.empty()) return;
-  fill_shared_memory();  // a copy that nobody waited for may come when another block has it
+  fill_shared_memory();  // a copy that nobody waited for may find it another block's
   while (!bulk_copies.empty()) carry_out_bulk_copy();
 }
 
@@ -579,8 +578,6 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "no error";
     case cudaErrorInvalidValue:
       return "invalid argument";
-    case cudaErrorMemoryAllocation:
-      return "out of memory";
     case cudaErrorInvalidConfiguration:
       return "invalid configuration argument";
     case cudaErrorNotSupported:

@@ -1,5 +1,5 @@
-// Fibers: threads that give way only where they say so, and to the one that they name. One runs at a
-// time. For emulator.cpp alone.
+// Fibers: threads that give way only where they say so, and to the one that they name. One runs at
+// a time. For emulator.cpp alone.
 #pragma once
 
 #include <sys/mman.h>

@@ -17,8 +17,8 @@ int warp();
 // bar.sync id, threads
 void barrier(int id, int threads);
 
-// cp.async and its groups. `bytes` are written, zeros after the first `source_bytes`: at once, or when
-// the thread waits for it, or never if it does not.
+// cp.async and its groups. `bytes` are written, zeros after the first `source_bytes`: at once, or
+// when the thread waits for it, or never if it does not.
 void copy_async(void* to, const void* from, int bytes, int source_bytes);
 void commit_group();
 void wait_group(int pending);
