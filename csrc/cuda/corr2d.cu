@@ -11,11 +11,16 @@
 // the stride, (h + top) mod sh and (v + left) mod sw, in which a fixed set of taps meets the pixels,
 // so that a strided layer's gradient multiplies no zeros.
 //
+// 16-bit numbers go through tensor cores, which want channels side by side, in packets of eight:
+// images and weights that do not lie so are copied first (pack.h), and channels that only fill a
+// packet up are left out on the way out.
+//
 // Flops: 2 C R S per output. Arithmetic is the limit, but for few channels, where memory is.
 #include <algorithm>
 
 #include "common/integer.h"
 #include "cuda/gemm.h"
+#include "cuda/pack.h"
 #include "operators.h"
 
 namespace d2lops {
@@ -30,6 +35,13 @@ Walk pixels(const Geometry& geo, const Pair& size, const Strides& x, const Strid
   walk.outer = {geo.images, x.n, mask.n};
   walk.middle = {size.h, step.h * x.h, step.h * mask.h, narrow_step(step.h), 0};
   walk.inner = {size.w, step.w * x.w, step.w * mask.w, 0, narrow_step(step.w)};
+  return walk;
+}
+
+// Where they lie in memory alone, for a tensor that they cannot leave.
+Walk outputs(const Geometry& geo, const Pair& size, const Strides& y, const Pair& step) {
+  Walk walk = pixels(geo, size, y, {}, step);
+  walk.middle.h = walk.inner.w = 0;
   return walk;
 }
 
@@ -65,8 +77,8 @@ Taps taps_of_phase(int64_t phase, int64_t kernel, int64_t stride, int64_t dilati
 struct Window {
   Taps down, across;
 
-  // (plane, r, s), or (r, s, plane) if planes lie side by side in the image. `x` are the strides of
-  // the image or, where steps in it do not matter, of the weight, whose planes are `plane` apart.
+  // (plane, r, s), or (r, s, plane) if planes lie side by side in the image. A place's height
+  // counts rows of the image.
   Walk in_image(int64_t planes, const Strides& x, const Strides& mask, bool planes_inside) const {
     const Digit p{planes, x.c, mask.c};
     const Digit r{down.count, down.image_step * x.h, down.image_step * mask.h,
@@ -79,8 +91,11 @@ struct Window {
                    narrow_step(across.shift)};
     return walk;
   }
+
+  // The same taps in the weight, whose planes are `plane` apart. A place's height counts planes:
+  // there may be fewer in the weight than in packets of the image.
   Walk in_weight(int64_t planes, int64_t plane, const Strides& w, bool planes_inside) const {
-    Walk walk = ordered({planes, plane}, {down.count, down.weight_step * w.h},
+    Walk walk = ordered({planes, plane, 0, 1, 0}, {down.count, down.weight_step * w.h},
                         {across.count, across.weight_step * w.w}, planes_inside);
     walk.origin.offset = down.first * w.h + across.first * w.w;
     return walk;
@@ -102,12 +117,6 @@ Window window_of_phase(const Geometry& geo, const Pair& phase) {
           taps_of_phase(phase.w, geo.kernel.w, geo.stride.w, geo.dilation.w, geo.before.w)};
 }
 
-Walk channels(int64_t count, int64_t stride, int64_t mask_stride = 0) {
-  Walk walk;
-  walk.inner = {count, stride, mask_stride};
-  return walk;
-}
-
 template <typename T>
 Gathered<T> image(const Input& x, const Pair& size, int64_t planes, const Input& mask = {}) {
   Gathered<T> gathered{x.as<T>().data, mask.as<T>().data};
@@ -118,68 +127,106 @@ Gathered<T> image(const Input& x, const Pair& size, int64_t planes, const Input&
   return gathered;
 }
 
+// Of `planes` planes, in each of the places of a window.
 template <typename T>
-Product<T> forward(const Geometry& geo, const Input& x, const Input& weight, const Output& y) {
+Gathered<T> weights(const Input& weight, const Geometry& geo, int64_t planes) {
+  Gathered<T> gathered{weight.as<T>().data};
+  gathered.group_stride = geo.out * weight.n;
+  gathered.height = static_cast<uint32_t>(planes);
+  return gathered;
+}
+
+// In each product, `in` and `out` are a group's planes in x and g: the layer's, or more, in packets.
+
+template <typename T>
+Product<T> forward(const Geometry& geo, int64_t in, const Input& x, const Input& weight,
+                   const Output& y) {
   const Window taps = window(geo);
   const bool planes_inside = x.c == 1;
   Product<T> product;
   product.groups = geo.groups;
-  product.a = image<T>(x, geo.input, geo.in);
+  product.a = image<T>(x, geo.input, in);
   product.a.rows = pixels(geo, geo.output, x, {}, geo.stride);
-  product.a.columns = taps.in_image(geo.in, x, {}, planes_inside);
-  product.b.data = weight.as<T>().data;
-  product.b.group_stride = geo.out * weight.n;
-  product.b.rows = channels(geo.out, weight.n);
-  product.b.columns = taps.in_weight(geo.in, weight.c, weight, planes_inside);
-  product.c.data = y.as<T>().data;
-  product.c.group_stride = geo.out * y.c;
-  product.c.rows = pixels(geo, geo.output, y, {}, {1, 1});
-  product.c.columns = channels(geo.out, y.c);
+  product.a.columns = taps.in_image(in, x, {}, planes_inside);
+  product.b = weights<T>(weight, geo, in);
+  product.b.rows = line(geo.out, weight.n);
+  product.b.columns = taps.in_weight(in, weight.c, weight, planes_inside);
+  product.c = {y.as<T>().data, outputs(geo, geo.output, y, {1, 1}), line(geo.out, y.c),
+               geo.out * y.c};
+  product.depth = product.a.columns.size();
+  product.a.along_depth = planes_inside;
   return product;
 }
 
 // dx at the pixels of one phase of the stride.
 template <typename T>
-Product<T> input_grad(const Geometry& geo, const Input& g, const Input& y, const Input& weight,
-                      const Output& dx, const Pair& phase) {
+Product<T> input_grad(const Geometry& geo, int64_t out, const Input& g, const Input& y,
+                      const Input& weight, const Output& dx, const Pair& phase) {
   const Window taps = window_of_phase(geo, phase);
   const Pair size{ceil_div(geo.input.h - phase.h, geo.stride.h),
                   ceil_div(geo.input.w - phase.w, geo.stride.w)};
   const bool planes_inside = g.c == 1;
   Product<T> product;
   product.groups = geo.groups;
-  product.a = image<T>(g, geo.output, geo.out, y);
+  product.a = image<T>(g, geo.output, out, y);
   product.a.rows = pixels(geo, size, g, y, {1, 1});
-  product.a.columns = taps.in_image(geo.out, g, y, planes_inside);
-  product.b.data = weight.as<T>().data;
-  product.b.group_stride = geo.out * weight.n;
-  product.b.rows = channels(geo.in, weight.c);
-  product.b.columns = taps.in_weight(geo.out, weight.n, weight, planes_inside);
-  product.c.data = dx.as<T>().data + phase.h * dx.h + phase.w * dx.w;
-  product.c.group_stride = geo.in * dx.c;
-  product.c.rows = pixels(geo, size, dx, {}, geo.stride);
-  product.c.columns = channels(geo.in, dx.c);
+  product.a.columns = taps.in_image(out, g, y, planes_inside);
+  product.b = weights<T>(weight, geo, geo.out);
+  product.b.rows = line(geo.in, weight.c);
+  product.b.columns = taps.in_weight(out, weight.n, weight, planes_inside);
+  product.c = {dx.as<T>().data + phase.h * dx.h + phase.w * dx.w,
+               outputs(geo, size, dx, geo.stride), line(geo.in, dx.c), geo.in * dx.c};
+  product.depth = product.a.columns.size();
+  product.a.along_depth = planes_inside;
+  product.b.along_depth = weight.c != 1;
   return product;
 }
 
 template <typename T>
-Product<T> weight_grad(const Geometry& geo, const Input& g, const Input& y, const Input& x,
-                       const Output& dw) {
+Product<T> weight_grad(const Geometry& geo, int64_t in, int64_t out, const Input& g, const Input& y,
+                       const Input& x, const Output& dw) {
   const Window taps = window(geo);
   const bool planes_inside = x.c == 1;
   Product<T> product;
   product.groups = geo.groups;
-  product.a = image<T>(g, geo.output, geo.out, y);
-  product.a.rows = channels(geo.out, g.c, y.c);
+  product.a = image<T>(g, geo.output, out, y);
+  product.a.rows = line(geo.out, g.c, y.c);
   product.a.columns = pixels(geo, geo.output, g, y, {1, 1});
-  product.b = image<T>(x, geo.input, geo.in);
-  product.b.rows = taps.in_image(geo.in, x, {}, planes_inside);
+  product.b = image<T>(x, geo.input, in);
+  product.b.rows = taps.in_image(in, x, {}, planes_inside);
   product.b.columns = pixels(geo, geo.output, x, {}, geo.stride);
-  product.c.data = dw.as<T>().data;
-  product.c.group_stride = geo.out * dw.n;
-  product.c.rows = channels(geo.out, dw.n);
-  product.c.columns = taps.in_weight(geo.in, dw.c, dw, planes_inside);
+  product.c = {dw.as<T>().data, line(geo.out, dw.n), taps.in_weight(in, dw.c, dw, planes_inside),
+               geo.out * dw.n};
+  product.c.height = static_cast<uint32_t>(geo.in);
+  product.depth = product.a.columns.size();
+  product.a.along_depth = g.c != 1;
+  product.b.along_depth = x.c != 1;
   return product;
+}
+
+// Whether tensor cores pay: packets of eight channels, and tiles of many, would be mostly empty
+// for a few.
+template <typename T>
+bool fits_tensor_cores(const Geometry& geo) {
+  return sizeof(T) == 2 && geo.in * geo.out >= 64;
+}
+
+Packed packed_weight(const Geometry& geo, const Input& weight) {
+  return {{geo.groups * geo.out, geo.in, geo.kernel.h, geo.kernel.w}, geo.in, weight};
+}
+Packed packed_input(const Geometry& geo, const Input& x) {
+  return {{geo.images, geo.groups * geo.in, geo.input.h, geo.input.w}, geo.in, x};
+}
+Packed packed_output(const Geometry& geo, const Input& g, const Input& y) {
+  return {{geo.images, geo.groups * geo.out, geo.output.h, geo.output.w}, geo.out, g, y};
+}
+
+template <typename T>
+void add_epilogue(Product<T>& product, const Geometry& geo, const Bias& bias, bool relu) {
+  product.bias = static_cast<const T*>(bias.data);
+  product.bias_stride = bias.stride;
+  product.bias_group_stride = geo.out * bias.stride;
+  product.relu = relu;
 }
 
 }  // namespace
@@ -188,12 +235,18 @@ void corr2d(const Geometry& geo, const Input& x, const Input& weight, const Bias
             const Output& y) {
   dispatch_float(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    Product<T> product = forward<T>(geo, x, weight, y);
-    product.bias = static_cast<const T*>(bias.data);
-    product.bias_stride = bias.stride;
-    product.bias_group_stride = geo.out * bias.stride;
-    product.relu = relu;
-    gemm(product);
+    const auto run = [&](auto&& gemm, int64_t in, const Input& x, const Input& weight) {
+      Product<T> product = forward<T>(geo, in, x, weight, y);
+      add_epilogue(product, geo, bias, relu);
+      gemm(product);
+    };
+    if constexpr (sizeof(T) == 2) {
+      if (fits_tensor_cores<T>(geo)) {
+        const Packed image = packed_input(geo, x), window = packed_weight(geo, weight);
+        return run(gemm_mma<T>, image.planes(), image.tensor(), window.tensor());
+      }
+    }
+    run(gemm_simt<T>, geo.in, x, weight);
   });
 }
 
@@ -201,11 +254,21 @@ void corr2d_input_grad(const Geometry& geo, const Input& g, const Input& y, cons
                        const Output& dx) {
   dispatch_float(g.dtype, [&](auto zero) {
     using T = decltype(zero);
-    for (int64_t h = 0; h < std::min(geo.stride.h, geo.input.h); ++h) {
-      for (int64_t w = 0; w < std::min(geo.stride.w, geo.input.w); ++w) {
-        gemm(input_grad<T>(geo, g, y, weight, dx, {h, w}));
+    const auto run = [&](auto&& gemm, int64_t out, const Input& g, const Input& y,
+                         const Input& weight) {
+      for (int64_t h = 0; h < std::min(geo.stride.h, geo.input.h); ++h) {
+        for (int64_t w = 0; w < std::min(geo.stride.w, geo.input.w); ++w) {
+          gemm(input_grad<T>(geo, out, g, y, weight, dx, {h, w}));
+        }
+      }
+    };
+    if constexpr (sizeof(T) == 2) {
+      if (fits_tensor_cores<T>(geo)) {
+        const Packed image = packed_output(geo, g, y), window = packed_weight(geo, weight);
+        return run(gemm_mma<T>, image.planes(), image.tensor(), image.mask(), window.tensor());
       }
     }
+    run(gemm_simt<T>, geo.out, g, y, weight);
   });
 }
 
@@ -213,7 +276,14 @@ void corr2d_weight_grad(const Geometry& geo, const Input& g, const Input& y, con
                         const Output& dw) {
   dispatch_float(g.dtype, [&](auto zero) {
     using T = decltype(zero);
-    gemm(weight_grad<T>(geo, g, y, x, dw));
+    if constexpr (sizeof(T) == 2) {
+      if (fits_tensor_cores<T>(geo)) {
+        const Packed gradient = packed_output(geo, g, y), image = packed_input(geo, x);
+        return gemm_mma(weight_grad<T>(geo, image.planes(), gradient.planes(), gradient.tensor(),
+                                       gradient.mask(), image.tensor(), dw));
+      }
+    }
+    gemm_simt(weight_grad<T>(geo, geo.in, geo.out, g, y, x, dw));
   });
 }
 

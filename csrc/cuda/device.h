@@ -24,9 +24,7 @@ __device__ __forceinline__ double widen(double x) { return x; }
 __device__ __forceinline__ float widen(bfloat16 x) {
   return __uint_as_float(static_cast<uint32_t>(x.bits) << 16);
 }
-__device__ __forceinline__ float widen(float16 x) {
-  return __half2float(__ushort_as_half(x.bits));
-}
+__device__ __forceinline__ float widen(float16 x) { return __half2float(__ushort_as_half(x.bits)); }
 
 template <typename T>
 __device__ __forceinline__ T narrow(Accumulator<T> x) {

@@ -38,11 +38,8 @@ struct Walk {
   int64_t size() const { return outer.size * middle.size * inner.size; }
 
   // From one index to the next one, mostly.
-  int64_t step() const {
-    for (const Digit* digit : {&inner, &middle, &outer}) {
-      if (digit->size > 1) return digit->stride;
-    }
-    return 0;
+  D2LOPS_HOST_DEVICE int64_t step() const {
+    return inner.size > 1 ? inner.stride : middle.size > 1 ? middle.stride : outer.stride;
   }
 
   D2LOPS_HOST_DEVICE Place at(int64_t index) const {
@@ -70,6 +67,13 @@ struct Walk {
   }
 };
 
+// One digit: `count` indices, `stride` elements apart.
+inline Walk line(int64_t count, int64_t stride, int64_t mask_stride = 0) {
+  Walk walk;
+  walk.inner = {count, stride, mask_stride};
+  return walk;
+}
+
 // What is negative is a large unsigned number.
 D2LOPS_HOST_DEVICE bool lies_inside(const Place& row, const Place& column, uint32_t height,
                                     uint32_t width) {
@@ -90,8 +94,6 @@ struct Gathered {
   D2LOPS_HOST_DEVICE bool inside(const Place& row, const Place& column) const {
     return lies_inside(row, column, height, width);
   }
-
-  void set_direction() { along_depth = columns.step() == 1 || rows.step() != 1; }
 };
 
 // What is written.

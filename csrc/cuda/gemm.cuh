@@ -73,8 +73,7 @@ __device__ T finish(const Product<T>& product, int64_t group, int64_t row, int64
 
 template <typename T>
 __device__ Accumulator<T>* partial_row(const Task<T>& task, const Tile& tile, int64_t row) {
-  return task.partial +
-         ((tile.group * task.parts + tile.part) * task.rows + row) * task.columns;
+  return task.partial + ((tile.group * task.parts + tile.part) * task.rows + row) * task.columns;
 }
 
 // Adds up the parts of each sum, in their order.

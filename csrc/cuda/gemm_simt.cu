@@ -80,8 +80,8 @@ __device__ void write_run(const Task<T>& task, int64_t group, int64_t row, int64
   const Place first = product.c.rows.at(row);
   T* const to = product.c.data + group * product.c.group_stride + first.offset;
   Packet<T, kRun> run;
-  bool whole = count == kRun &&
-               reinterpret_cast<uintptr_t>(to + places[0].offset) % sizeof(run) == 0;
+  bool whole =
+      count == kRun && reinterpret_cast<uintptr_t>(to + places[0].offset) % sizeof(run) == 0;
 #pragma unroll
   for (int x = 0; x < kRun; ++x) {
     run.at[x] = finish(product, group, row, min(column + x, task.columns - 1), sums[x]);
@@ -95,8 +95,8 @@ __device__ void write_run(const Task<T>& task, int64_t group, int64_t row, int64
 }
 
 template <typename T, int Size>
-__global__ __launch_bounds__(kThreads, 2) void gemm_simt_kernel(
-    const __grid_constant__ Task<T> task) {
+__global__ __launch_bounds__(kThreads,
+                             2) void gemm_simt_kernel(const __grid_constant__ Task<T> task) {
   using A = Accumulator<T>;
   constexpr int kMine = Size / kEdge;
   auto& shared = shared_memory<Shared<A, Size>>();
@@ -122,10 +122,8 @@ __global__ __launch_bounds__(kThreads, 2) void gemm_simt_kernel(
   };
   Share<T, Size> a, b;
   const auto fetch = [&](int64_t k, int half) {
-    a.fetch(product.a, tile.group, shared.a_rows, shared.a_columns[half], end - k,
-            a_along_depth);
-    b.fetch(product.b, tile.group, shared.b_rows, shared.b_columns[half], end - k,
-            b_along_depth);
+    a.fetch(product.a, tile.group, shared.a_rows, shared.a_columns[half], end - k, a_along_depth);
+    b.fetch(product.b, tile.group, shared.b_rows, shared.b_columns[half], end - k, b_along_depth);
   };
   if (begin < end) place_columns(begin, 0);
   __syncthreads();

@@ -6,18 +6,15 @@
 // Three matrix products that differ in how memory is read. Bias and ReLU ride on the way out, in
 // registers; backward reads y's sign together with g, so neither the product before the ReLU nor
 // the masked gradient ever exists. Flops 2 M N K.
+//
+// 16-bit numbers go through tensor cores, which want rows in packets of eight: matrices that do not
+// lie so are copied first (pack.h).
 #include "cuda/gemm.h"
+#include "cuda/pack.h"
 #include "operators.h"
 
 namespace d2lops {
 namespace {
-
-// One digit: `count` indices, `stride` elements apart.
-Walk line(int64_t count, int64_t stride, int64_t mask_stride = 0) {
-  Walk walk;
-  walk.inner = {count, stride, mask_stride};
-  return walk;
-}
 
 // Element (i, k) is x[i, k] of a tensor of so many rows and columns, or x[k, i] if transposed.
 template <typename T>
@@ -26,12 +23,24 @@ Gathered<T> matrix(const Input& x, int64_t rows, int64_t columns, bool transpose
   Gathered<T> m{x.as<T>().data, mask.as<T>().data, line(rows, x.n, mask.n),
                 line(columns, x.c, mask.c)};
   if (transposed) std::swap(m.rows, m.columns);
+  m.along_depth = transposed != (x.c == 1);
   return m;
 }
 
 template <typename T>
-Scattered<T> contiguous(const Output& y, const ProductSize& size) {
-  return {y.as<T>().data, line(size.rows, size.columns), line(size.columns, 1)};
+Product<T> product(const ProductSize& size, const Gathered<T>& a, const Gathered<T>& b,
+                   const Output& c) {
+  return {a, b, {c.as<T>().data, line(size.rows, size.columns), line(size.columns, 1)}, size.depth};
+}
+
+// Whether tensor cores pay: there is little to win on a few rows.
+template <typename T>
+bool fits_tensor_cores(const ProductSize& size) {
+  return sizeof(T) == 2 && size.rows >= 8 && size.columns >= 8 && size.depth >= 8;
+}
+
+Packed packed(int64_t rows, int64_t columns, const Input& x, const Input& mask = {}) {
+  return {{rows, columns, 1, 1}, columns, x, mask};
 }
 
 }  // namespace
@@ -40,22 +49,41 @@ void linear(const ProductSize& size, const Input& x, const Input& weight, const 
             bool relu, const Output& y) {
   dispatch_float(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    Product<T> product{matrix<T>(x, size.rows, size.depth, false),
-                       matrix<T>(weight, size.columns, size.depth, false),
-                       contiguous<T>(y, size)};
-    product.bias = static_cast<const T*>(bias.data);
-    product.bias_stride = bias.stride;
-    product.relu = relu;
-    gemm(product);
+    const auto run = [&](auto&& gemm, const Input& x, const Input& weight) {
+      auto call = product(size, matrix<T>(x, size.rows, size.depth, false),
+                          matrix<T>(weight, size.columns, size.depth, false), y);
+      call.bias = static_cast<const T*>(bias.data);
+      call.bias_stride = bias.stride;
+      call.relu = relu;
+      gemm(call);
+    };
+    if constexpr (sizeof(T) == 2) {
+      if (fits_tensor_cores<T>(size)) {
+        const Packed a = packed(size.rows, size.depth, x);
+        const Packed b = packed(size.columns, size.depth, weight);
+        return run(gemm_mma<T>, a.tensor(), b.tensor());
+      }
+    }
+    run(gemm_simt<T>, x, weight);
   });
 }
 
-void linear_input_grad(const ProductSize& size, const Input& g, const Input& y,
-                       const Input& weight, const Output& dx) {
+void linear_input_grad(const ProductSize& size, const Input& g, const Input& y, const Input& weight,
+                       const Output& dx) {
   dispatch_float(g.dtype, [&](auto zero) {
     using T = decltype(zero);
-    gemm(Product<T>{matrix<T>(g, size.rows, size.depth, false, y),
-                    matrix<T>(weight, size.depth, size.columns, true), contiguous<T>(dx, size)});
+    const auto run = [&](auto&& gemm, const Input& g, const Input& y, const Input& weight) {
+      gemm(product(size, matrix<T>(g, size.rows, size.depth, false, y),
+                   matrix<T>(weight, size.depth, size.columns, true), dx));
+    };
+    if constexpr (sizeof(T) == 2) {
+      if (fits_tensor_cores<T>(size)) {
+        const Packed a = packed(size.rows, size.depth, g, y);
+        const Packed b = packed(size.depth, size.columns, weight);
+        return run(gemm_mma<T>, a.tensor(), a.mask(), b.tensor());
+      }
+    }
+    run(gemm_simt<T>, g, y, weight);
   });
 }
 
@@ -63,8 +91,18 @@ void linear_weight_grad(const ProductSize& size, const Input& g, const Input& y,
                         const Output& dw) {
   dispatch_float(g.dtype, [&](auto zero) {
     using T = decltype(zero);
-    gemm(Product<T>{matrix<T>(g, size.depth, size.rows, true, y),
-                    matrix<T>(x, size.depth, size.columns, true), contiguous<T>(dw, size)});
+    const auto run = [&](auto&& gemm, const Input& g, const Input& y, const Input& x) {
+      gemm(product(size, matrix<T>(g, size.depth, size.rows, true, y),
+                   matrix<T>(x, size.depth, size.columns, true), dw));
+    };
+    if constexpr (sizeof(T) == 2) {
+      if (fits_tensor_cores<T>(size)) {
+        const Packed a = packed(size.depth, size.rows, g, y);
+        const Packed b = packed(size.depth, size.columns, x);
+        return run(gemm_mma<T>, a.tensor(), a.mask(), b.tensor());
+      }
+    }
+    run(gemm_simt<T>, g, y, x);
   });
 }
 

@@ -103,8 +103,7 @@ __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], 
   struct Fragments {
     uint32_t a[4], b[2];
   };
-  const Fragments* lanes =
-      cuda_on_cpu::exchange(Fragments{{a[0], a[1], a[2], a[3]}, {b0, b1}});
+  const Fragments* lanes = cuda_on_cpu::exchange(Fragments{{a[0], a[1], a[2], a[3]}, {b0, b1}});
   const auto half = [](uint32_t pair, int i) {
     return widen(T{static_cast<uint16_t>(pair >> (16 * i))});
   };

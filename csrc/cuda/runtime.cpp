@@ -1,6 +1,4 @@
 // What launchers know of torch: the current device and stream, and memory for the time of a launch.
-#include "cuda/launch.h"
-
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -8,6 +6,8 @@
 
 #include <mutex>
 #include <vector>
+
+#include "cuda/launch.h"
 
 namespace d2lops {
 namespace {

@@ -21,8 +21,7 @@ int capability() {
 Device current_device() { return {0, 4, capability(), 232448, nullptr}; }
 
 // What a kernel reads before it has written it is NaN.
-Workspace::Workspace(size_t bytes)
-    : data_(::operator new(bytes, std::align_val_t{256})) {
+Workspace::Workspace(size_t bytes) : data_(::operator new(bytes, std::align_val_t{256})) {
   std::memset(data_, 0xFF, bytes);
 }
 Workspace::~Workspace() { ::operator delete(data_, std::align_val_t{256}); }
