@@ -19,30 +19,45 @@ namespace d2lops {
 namespace {
 
 constexpr int kThreads = 256, kEdge = 16;  // kEdge x kEdge threads
-constexpr int kDepth = 16;
+// Of a step: so that a thread reads four numbers of A and of B.
+template <int Size>
+constexpr int kDepth = 4 * kThreads / Size;
 constexpr int kRun = 4;  // neighbours that a thread has in a row and in a column of the tile
 
 template <typename A, int Size>
-struct Shared {
+struct Stages {
   // Rows are padded: where threads write along k, they would meet in one bank.
-  A a[2][kDepth][Size + kRun], b[2][kDepth][Size + kRun];
-  Place a_rows[Size], b_rows[Size], a_columns[2][kDepth], b_columns[2][kDepth];
+  A a[2][kDepth<Size>][Size + kRun], b[2][kDepth<Size>][Size + kRun];
+  Place a_rows[Size], b_rows[Size], a_columns[2][kDepth<Size>], b_columns[2][kDepth<Size>];
+};
+
+// Finished numbers on their way out, 64 columns at a time.
+constexpr int kSlice = kEdge * kRun;
+template <typename A, int Size>
+struct Slice {
+  A number[Size][kSlice + kRun];
+};
+
+template <typename A, int Size>
+union Shared {
+  Stages<A, Size> stages;
+  Slice<A, Size> slice;
 };
 
 // A thread's share of a step of A or of B, in registers.
 template <typename T, int Size>
 struct Share {
   using A = Accumulator<T>;
-  static constexpr int kCount = Size * kDepth / kThreads;
+  static constexpr int kCount = Size * kDepth<Size> / kThreads;
   A value[kCount];
 
   static __device__ int row(int i, bool along_depth) {
     const int at = i * kThreads + threadIdx.x;
-    return along_depth ? at / kDepth : at % Size;
+    return along_depth ? at / kDepth<Size> : at % Size;
   }
   static __device__ int column(int i, bool along_depth) {
     const int at = i * kThreads + threadIdx.x;
-    return along_depth ? at % kDepth : at / Size;
+    return along_depth ? at % kDepth<Size> : at / Size;
   }
 
   // Of `depth` columns; the others are zero.
@@ -61,7 +76,7 @@ struct Share {
     }
   }
 
-  __device__ void put(A (&tile)[kDepth][Size + kRun], bool along_depth) const {
+  __device__ void put(A (&tile)[kDepth<Size>][Size + kRun], bool along_depth) const {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) tile[column(i, along_depth)][row(i, along_depth)] = value[i];
   }
@@ -72,25 +87,34 @@ __device__ __forceinline__ int nth(int thread, int i) {
   return (i / kRun * kEdge + thread) * kRun + i % kRun;
 }
 
-// Neighbours in a row of C, at once where they are neighbours in memory.
+// Writes a run of a row of C, at once where its numbers are neighbours in memory.
 template <typename T>
-__device__ void write_run(const Task<T>& task, int64_t group, int64_t row, int64_t column,
-                          int count, const Place (&places)[kRun], const Accumulator<T>* sums) {
+__device__ void write_run(const Task<T>& task, const Tile& tile, int64_t row, int64_t column,
+                          const Accumulator<T>* sums) {
   const Product<T>& product = task.product;
-  const Place first = product.c.rows.at(row);
-  T* const to = product.c.data + group * product.c.group_stride + first.offset;
-  Packet<T, kRun> run;
-  bool whole =
-      count == kRun && reinterpret_cast<uintptr_t>(to + places[0].offset) % sizeof(run) == 0;
-#pragma unroll
-  for (int x = 0; x < kRun; ++x) {
-    run.at[x] = finish(product, group, row, min(column + x, task.columns - 1), sums[x]);
-    whole = whole && places[x].offset == places[0].offset + x && product.c.inside(first, places[x]);
+  const int count = static_cast<int>(min(int64_t{kRun}, task.columns - column));
+  if (task.parts > 1) {
+    auto* const to = partial_row(task, tile, row) + column;
+    for (int x = 0; x < count; ++x) to[x] = sums[x];
+    return;
   }
-  if (whole) return store(to + places[0].offset, run);
+  const Walk& columns = product.c.columns;
+  const Place down = product.c.rows.at(row), first = columns.at(column);
+  T* const to = product.c.data + tile.group * product.c.group_stride + down.offset;
+  Packet<T, kRun> run;
 #pragma unroll
   for (int x = 0; x < kRun; ++x) {
-    if (x < count && product.c.inside(first, places[x])) to[places[x].offset] = run.at[x];
+    run.at[x] = finish(product, tile.group, row, min(column + x, task.columns - 1), sums[x]);
+  }
+  if (columns.inner.stride == 1 && columns.inner.size % kRun == 0 &&
+      product.c.inside(down, first) &&
+      reinterpret_cast<uintptr_t>(to + first.offset) % sizeof(run) == 0) {
+    return store(to + first.offset, run);
+  }
+#pragma unroll
+  for (int x = 0; x < kRun; ++x) {
+    const Place place = columns.at(column + x);
+    if (x < count && product.c.inside(down, place)) to[place.offset] = run.at[x];
   }
 }
 
@@ -98,8 +122,8 @@ template <typename T, int Size>
 __global__ __launch_bounds__(kThreads,
                              2) void gemm_simt_kernel(const __grid_constant__ Task<T> task) {
   using A = Accumulator<T>;
-  constexpr int kMine = Size / kEdge;
-  auto& shared = shared_memory<Shared<A, Size>>();
+  constexpr int kMine = Size / kEdge, kStep = kDepth<Size>;
+  auto& shared = shared_memory<Shared<A, Size>>().stages;
   const Product<T>& product = task.product;
   const int thread = threadIdx.x, down = thread / kEdge, across = thread % kEdge;
   const Tile tile = tile_of_block(task);
@@ -114,10 +138,10 @@ __global__ __launch_bounds__(kThreads,
     shared.b_rows[i] = product.b.rows.at(min(first_column + i, task.columns - 1));
   }
   const auto place_columns = [&](int64_t k, int half) {
-    if (thread < kDepth) {
+    if (thread < kStep) {
       shared.a_columns[half][thread] = product.a.columns.at(k + thread);
-    } else if (thread < 2 * kDepth) {
-      shared.b_columns[half][thread - kDepth] = product.b.columns.at(k + thread - kDepth);
+    } else if (thread < 2 * kStep) {
+      shared.b_columns[half][thread - kStep] = product.b.columns.at(k + thread - kStep);
     }
   };
   Share<T, Size> a, b;
@@ -131,14 +155,14 @@ __global__ __launch_bounds__(kThreads,
 
   A sums[kMine][kMine] = {};
   int half = 0;
-  for (int64_t k = begin; k < end; k += kDepth, half ^= 1) {
+  for (int64_t k = begin; k < end; k += kStep, half ^= 1) {
     a.put(shared.a[half], a_along_depth);
     b.put(shared.b[half], b_along_depth);
-    place_columns(k + kDepth, half ^ 1);
+    place_columns(k + kStep, half ^ 1);
     __syncthreads();
-    if (k + kDepth < end) fetch(k + kDepth, half ^ 1);
+    if (k + kStep < end) fetch(k + kStep, half ^ 1);
 #pragma unroll
-    for (int d = 0; d < kDepth; ++d) {
+    for (int d = 0; d < kStep; ++d) {
       A left[kMine], right[kMine];
 #pragma unroll
       for (int i = 0; i < kMine; i += kRun) {
@@ -155,27 +179,25 @@ __global__ __launch_bounds__(kThreads,
     }
   }
 
+  auto& slice = shared_memory<Shared<A, Size>>().slice;
 #pragma unroll
   for (int j = 0; j < kMine; j += kRun) {
-    const int64_t column = first_column + nth(across, j);
-    Place places[kRun];
-#pragma unroll
-    for (int x = 0; x < kRun; ++x) {
-      places[x] = product.c.columns.at(min(column + x, task.columns - 1));
-    }
-    const int count = static_cast<int>(min(int64_t{kRun}, task.columns - column));
+    __syncthreads();  // the stages are free, or the slice before is written
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
-      const int64_t row = first_row + nth(down, i);
-      if (row >= task.rows) continue;
-      if (task.parts > 1) {
-        A* const to = partial_row(task, tile, row) + column;
 #pragma unroll
-        for (int x = 0; x < kRun; ++x) {
-          if (x < count) to[x] = sums[i][j + x];
-        }
-      } else {
-        write_run(task, tile.group, row, column, count, places, &sums[i][j]);
+      for (int x = 0; x < kRun; ++x) {
+        slice.number[nth(down, i)][across * kRun + x] = sums[i][j + x];
+      }
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (int run = thread; run < Size * kEdge; run += kThreads) {
+      const int64_t row = first_row + run / kEdge;
+      const int x = run % kEdge * kRun;
+      const int64_t column = first_column + j / kRun * kSlice + x;
+      if (row < task.rows && column < task.columns) {
+        write_run(task, tile, row, column, &slice.number[run / kEdge][x]);
       }
     }
   }
@@ -183,7 +205,7 @@ __global__ __launch_bounds__(kThreads,
 
 template <typename T, int Size>
 void run(Task<T>& task) {
-  task.cut(Size, Size, kDepth);
+  task.cut(Size, Size, kDepth<Size>);
   run_tiles("gemm_simt", gemm_simt_kernel<T, Size>, kThreads, sizeof(Shared<Accumulator<T>, Size>),
             task);
 }
