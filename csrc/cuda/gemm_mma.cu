@@ -16,142 +16,21 @@
 // Bytes: 2 (128 + kColumns) a step and k from the second cache, for 128 kColumns multiply-adds.
 // Tensor cores are the limit, then the instructions around them.
 #include "common/window.h"
-#include "cuda/gemm.cuh"
-#include "cuda/ptx.h"
+#include "cuda/gemm_tile.cuh"
 
 namespace d2lops {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kRows = 128, kDepth = 32, kStages = 4;
-constexpr int kPacketBytes = 16, kEight = 8;  // numbers in a packet
 
-// Where packet `chunk` of row `row` lies in a stage; rows are along k (64 bytes) or across it.
-template <bool along_depth, int Rows>
-__device__ __forceinline__ int packet_at(int row, int chunk) {
-  if constexpr (along_depth) {
-    return row * kDepth * 2 + (chunk ^ (row / 2 % 4)) * kPacketBytes;
-  } else {
-    return row * Rows * 2 + (chunk ^ (row % 8)) * kPacketBytes;
-  }
-}
-
-// A thread's packets of a step of A or B: always the same rows.
-template <typename T, int Rows, bool along_depth>
-struct Copies {
-  static constexpr int kCount = Rows * kDepth / kEight / kThreads;
-  static constexpr int kChunks = (along_depth ? kDepth : Rows) / kEight;  // in a row of the stage
-  static constexpr int kColumnPlaces = along_depth ? kDepth / kEight : kDepth;
-  Place rows[kCount];
-
-  static __device__ int row(int i) { return (i * kThreads + threadIdx.x) / kChunks; }
-  static __device__ int chunk() { return threadIdx.x % kChunks; }
-
-  // Rows beyond the last one repeat it, and are not written.
-  __device__ Copies(const Walk& walk, int64_t first, int64_t count) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const int64_t at = first + (along_depth ? row(i) : chunk() * kEight);
-      rows[i] = walk.at(min(at, along_depth ? count - 1 : (count - 1) / kEight * kEight));
-    }
-  }
-
-  // Starts to copy a step of which `depth` columns count.
-  __device__ void start(const Gathered<T>& x, const T* data, const T* mask, const Place* columns,
-                        int64_t depth, unsigned char* stage, unsigned char* mask_stage) const {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const Place column = columns[along_depth ? chunk() : row(i)];
-      const int k = along_depth ? chunk() * kEight : row(i);
-      const bool valid = k < depth && x.inside(rows[i], column);
-      const int to = packet_at<along_depth, Rows>(row(i), chunk());
-      copy_async(stage + to, valid ? data + rows[i].offset + column.offset : data, valid);
-      if (mask_stage) {
-        copy_async(mask_stage + to, valid ? mask + rows[i].mask + column.mask : mask, valid);
-      }
-    }
-  }
-};
-
-// Fragments of A, 16 rows from `row` on, and of B, 16 columns likewise; step `k` of 16 products.
-template <bool along_depth>
-__device__ __forceinline__ void load_a(uint32_t (&a)[4], const unsigned char* stage, int row,
-                                       int k) {
-  const int lane = threadIdx.x % 32;
-  const int at = along_depth ? packet_at<true, kRows>(row + lane % 16, 2 * k + lane / 16)
-                             : packet_at<false, kRows>(16 * k + lane % 8 + lane / 16 * 8,
-                                                       row / kEight + lane / 8 % 2);
-  load_matrices<!along_depth>(a, stage + at);
-}
-template <bool along_depth, int Columns>
-__device__ __forceinline__ void load_b(uint32_t (&b)[4], const unsigned char* stage, int column,
-                                       int k) {
-  const int lane = threadIdx.x % 32;
-  const int at =
-      along_depth
-          ? packet_at<true, Columns>(column + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2)
-          : packet_at<false, Columns>(16 * k + lane % 16, column / kEight + lane / 16);
-  load_matrices<!along_depth>(b, stage + at);
-}
-
-template <int Columns, bool masked>
+template <typename LayoutA, typename LayoutB, bool masked>
 struct Stages {
-  unsigned char a[kStages][kRows * kDepth * 2], b[kStages][Columns * kDepth * 2];
-  unsigned char mask[masked ? kStages : 1][masked ? kRows * kDepth * 2 : kPacketBytes];
-  Place a_columns[kStages][kDepth], b_columns[kStages][kDepth];
+  unsigned char a[kStages][LayoutA::kBytes], b[kStages][LayoutB::kBytes];
+  unsigned char mask[masked ? kStages : 1][masked ? LayoutA::kBytes : kPacketBytes];
+  Place a_rows[LayoutA::kRowPlaces], b_rows[LayoutB::kRowPlaces];
+  Place a_columns[kStages][LayoutA::kColumnPlaces], b_columns[kStages][LayoutB::kColumnPlaces];
 };
-
-// A finished tile, along memory: rows of C, or columns if those are dense.
-template <typename T, int Columns>
-struct Finished {
-  static constexpr int kPad = kEight;
-  T number[(kRows + kPad) * (Columns + kPad)];
-
-  static __device__ int at(int row, int column, bool by_columns) {
-    return by_columns ? column * (kRows + kPad) + row : row * (Columns + kPad) + column;
-  }
-};
-
-template <typename T, int Columns, bool masked>
-union Shared {
-  Stages<Columns, masked> stages;
-  Finished<T, Columns> finished;
-};
-
-// Writes a tile to memory, in packets where neighbours in it are neighbours in memory.
-template <typename T, int Columns>
-__device__ void write_tile(const Task<T>& task, const Tile& tile, bool by_columns,
-                           const Finished<T, Columns>& finished) {
-  const Scattered<T>& c = task.product.c;
-  T* const data = c.data + tile.group * c.group_stride;
-  const Walk &majors = by_columns ? c.columns : c.rows, &minors = by_columns ? c.rows : c.columns;
-  const int major_count = by_columns ? Columns : kRows,
-            chunks = (kRows + Columns - major_count) / kEight;
-  const int64_t row = tile.row * kRows, column = tile.column * Columns;
-  const int64_t first_major = by_columns ? column : row, first_minor = by_columns ? row : column;
-  const int64_t major_end = by_columns ? task.columns : task.rows;
-  const int64_t minor_end = by_columns ? task.rows : task.columns;
-  for (int packet = threadIdx.x; packet < major_count * chunks; packet += kThreads) {
-    const int i = packet / chunks, j = packet % chunks * kEight;
-    const int64_t major = first_major + i, minor = first_minor + j;
-    if (major >= major_end || minor >= minor_end) continue;
-    const T* const from = finished.number + i * ((by_columns ? kRows : Columns) + kEight) + j;
-    const Place m = majors.at(major), first = minors.at(minor);
-    T* const to = data + m.offset;
-    if (minor + kEight <= minor_end) {
-      const Place last = minors.at(minor + kEight - 1);
-      if (last.offset == first.offset + kEight - 1 && c.inside(m, first) && c.inside(m, last) &&
-          reinterpret_cast<uintptr_t>(to + first.offset) % kPacketBytes == 0) {
-        store(to + first.offset, load<kEight>(from));
-        continue;
-      }
-    }
-    for (int x = 0; x < kEight && minor + x < minor_end; ++x) {
-      const Place place = minors.at(minor + x);
-      if (c.inside(m, place)) to[place.offset] = from[x];
-    }
-  }
-}
 
 template <typename T, int Columns, bool a_along, bool b_along, bool masked>
 __global__ __launch_bounds__(kThreads) void gemm_mma_kernel(const __grid_constant__ Task<T> task) {
@@ -159,50 +38,48 @@ __global__ __launch_bounds__(kThreads) void gemm_mma_kernel(const __grid_constan
   constexpr int kAcross = Columns / 32, kDown = 8 / kAcross;
   constexpr int kWarpRows = kRows / kDown, kWarpColumns = 32;
   constexpr int kFragmentsDown = kWarpRows / 16, kFragmentsAcross = kWarpColumns / 8;
-  auto& shared = shared_memory<Shared<T, Columns, masked>>();
-  auto& stages = shared.stages;
+  using A = TileLayout<kRows, kDepth, a_along>;
+  using B = TileLayout<Columns, kDepth, b_along>;
+  auto& shared = shared_memory<Stages<A, B, masked>>();
   const Product<T>& product = task.product;
   const Tile tile = tile_of_block(task);
   const int64_t begin = tile.part * task.part_depth;
   const int64_t end = min(begin + task.part_depth, task.depth);
   const int steps = static_cast<int>(ceil_div(at_least(end - begin, 0), kDepth));
-
-  using A = Copies<T, kRows, a_along>;
-  using B = Copies<T, Columns, b_along>;
-  const A a_copies(product.a.rows, tile.row * kRows, task.rows);
-  const B b_copies(product.b.rows, tile.column * Columns, task.columns);
   const T* const a_data = product.a.data + tile.group * product.a.group_stride;
   const T* const b_data = product.b.data + tile.group * product.b.group_stride;
   const T* const mask =
       masked ? product.a.mask + tile.group * product.a.mask_group_stride : nullptr;
 
+  const int thread = threadIdx.x;
   const auto place_columns = [&](int step) {
-    const int i = threadIdx.x % 32, warp = threadIdx.x / 32, slot = step % kStages;
     const int64_t k = begin + static_cast<int64_t>(step) * kDepth;
-    if (warp == 0 && i < A::kColumnPlaces) {
-      stages.a_columns[slot][i] = product.a.columns.at(k + (a_along ? i * kEight : i));
-    }
-    if (warp == 1 && i < B::kColumnPlaces) {
-      stages.b_columns[slot][i] = product.b.columns.at(k + (b_along ? i * kEight : i));
-    }
+    const int slot = step % kStages;
+    A::place_columns(product.a.columns, k, shared.a_columns[slot], thread);
+    B::place_columns(product.b.columns, k, shared.b_columns[slot], kThreads - 1 - thread);
   };
   const auto start_copies = [&](int step) {
     const int slot = step % kStages;
     const int64_t depth = end - begin - static_cast<int64_t>(step) * kDepth;
     if (depth > 0) {
-      a_copies.start(product.a, a_data, mask, stages.a_columns[slot], depth, stages.a[slot],
-                     masked ? stages.mask[slot] : nullptr);
-      b_copies.start(product.b, b_data, nullptr, stages.b_columns[slot], depth, stages.b[slot],
-                     nullptr);
+      A::template start_copies<kThreads>(product.a, a_data, mask, shared.a_rows,
+                                         shared.a_columns[slot], depth, shared.a[slot],
+                                         shared.mask[masked ? slot : 0], thread);
+      B::template start_copies<kThreads, T>(product.b, b_data, nullptr, shared.b_rows,
+                                            shared.b_columns[slot], depth, shared.b[slot], nullptr,
+                                            thread);
     }
     commit_copies();  // empty at the end, so that waiting can count
   };
 
+  A::place_rows(product.a.rows, tile.row * kRows, task.rows, shared.a_rows, thread, kThreads);
+  B::place_rows(product.b.rows, tile.column * Columns, task.columns, shared.b_rows, thread,
+                kThreads);
   for (int step = 0; step < min(kStages, steps); ++step) place_columns(step);
   __syncthreads();
   for (int step = 0; step < kStages - 1; ++step) start_copies(step);
 
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp = thread / 32, lane = thread % 32;
   const int warp_row = warp % kDown * kWarpRows, warp_column = warp / kDown * kWarpColumns;
   float sums[kFragmentsDown][kFragmentsAcross][4] = {};
   for (int step = 0; step < steps; ++step) {
@@ -216,17 +93,16 @@ __global__ __launch_bounds__(kThreads) void gemm_mma_kernel(const __grid_constan
       uint32_t a[kFragmentsDown][4], b[kFragmentsAcross / 2][4];
 #pragma unroll
       for (int i = 0; i < kFragmentsDown; ++i) {
-        load_a<a_along>(a[i], stages.a[slot], warp_row + 16 * i, k);
+        const int row = warp_row + 16 * i;
         if constexpr (masked) {
-          uint32_t y[4];
-          load_a<a_along>(y, stages.mask[slot], warp_row + 16 * i, k);
-#pragma unroll
-          for (int r = 0; r < 4; ++r) a[i][r] = passing<T>(y[r], a[i][r]);
+          A::template load_masked_a<T>(a[i], shared.a[slot], shared.mask[slot], row, k);
+        } else {
+          A::load_a(a[i], shared.a[slot], row, k);
         }
       }
 #pragma unroll
       for (int j = 0; j < kFragmentsAcross / 2; ++j) {
-        load_b<b_along, Columns>(b[j], stages.b[slot], warp_column + 16 * j, k);
+        B::load_b(b[j], shared.b[slot], warp_column + 16 * j, k);
       }
 #pragma unroll
       for (int i = 0; i < kFragmentsDown; ++i) {
@@ -262,14 +138,14 @@ __global__ __launch_bounds__(kThreads) void gemm_mma_kernel(const __grid_constan
     });
     return;
   }
-  const bool by_columns = product.c.columns.step() != 1 && product.c.rows.step() == 1;
+  auto& finished = shared_memory<FinishedTile<T, kRows, Columns>>();
+  const bool by_columns = is_dense_by_columns(product.c);
   for_each_number([&](int r, int c, float sum) {
     const int64_t column = min(first_column + c, task.columns - 1);
-    shared.finished.number[Finished<T, Columns>::at(r, c, by_columns)] =
-        finish(product, tile.group, first_row + r, column, sum);
+    finished.at(r, c, by_columns) = finish(product, tile.group, first_row + r, column, sum);
   });
   __syncthreads();
-  write_tile<T, Columns>(task, tile, by_columns, shared.finished);
+  finished.template write<kThreads>(task, tile, by_columns);
 }
 
 template <typename T, int Columns, bool a_along, bool b_along, bool masked>
@@ -277,7 +153,10 @@ void run(const Product<T>& product) {
   Task<T> task(product);
   task.cut(kRows, Columns, kDepth);
   run_tiles("gemm_mma", gemm_mma_kernel<T, Columns, a_along, b_along, masked>, kThreads,
-            sizeof(Shared<T, Columns, masked>), task);
+            std::max(sizeof(Stages<TileLayout<kRows, kDepth, a_along>,
+                                   TileLayout<Columns, kDepth, b_along>, masked>),
+                     sizeof(FinishedTile<T, kRows, Columns>)),
+            task);
 }
 
 // The three directions: both along k (forward), A alone (input gradient), neither (weight gradient).

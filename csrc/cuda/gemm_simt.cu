@@ -107,7 +107,7 @@ __device__ void write_run(const Task<T>& task, const Tile& tile, int64_t row, in
     run.at[x] = finish(product, tile.group, row, min(column + x, task.columns - 1), sums[x]);
   }
   if (columns.inner.stride == 1 && columns.inner.size % kRun == 0 &&
-      product.c.inside(down, first) &&
+      product.c.inside(down, first) && product.c.inside(down, columns.at(column + kRun - 1)) &&
       reinterpret_cast<uintptr_t>(to + first.offset) % sizeof(run) == 0) {
     return store(to + first.offset, run);
   }

@@ -1,0 +1,154 @@
+// Tiles of 16-bit numbers in shared memory: how packets get there and lie there, how fragments are
+// taken out, and how a finished tile gets to memory. Shared by the kernels on tensor cores.
+#pragma once
+
+#include "cuda/gemm.cuh"
+#include "cuda/ptx.h"
+
+namespace d2lops {
+
+constexpr int kPacketBytes = 16, kEight = 8;  // numbers in a packet
+
+// `Rows` rows of A or B, `Depth` numbers along k each. A line of a tile is a row, or, where memory
+// lies across k, up to 64 rows at one k, in panels of 64 rows. Packets of a line are swizzled, so
+// that the same packet of eight lines in a row lies in eight different groups of banks.
+template <int Rows, int Depth, bool along_depth>
+struct TileLayout {
+  static_assert(Depth == 32 || Depth == 64);
+  static constexpr bool kAlongDepth = along_depth;
+  static constexpr int kBytes = Rows * Depth * 2, kPackets = Rows * Depth / kEight;
+  static constexpr int kPerLine = (along_depth ? Depth : Rows) / kEight;  // packets
+  static constexpr int kRowPlaces = along_depth ? Rows : Rows / kEight;
+  static constexpr int kColumnPlaces = along_depth ? Depth / kEight : Depth;
+
+  static __device__ __forceinline__ int at(int line, int packet) {
+    if constexpr (!along_depth) {
+      return packet / 8 * Depth * 128 + line * 128 + (packet % 8 ^ line % 8) * kPacketBytes;
+    } else if constexpr (Depth == 64) {
+      return line * 128 + (packet ^ line % 8) * kPacketBytes;
+    } else {
+      return line * 64 + (packet ^ line / 2 % 4) * kPacketBytes;
+    }
+  }
+
+  // Where the tile's rows are, for `thread` of `threads`. Rows beyond the last one repeat it, and
+  // are not written in the end.
+  static __device__ void place_rows(const Walk& rows, int64_t first, int64_t count, Place* places,
+                                    int thread, int threads) {
+    for (int i = thread; i < kRowPlaces; i += threads) {
+      const int64_t row = first + (along_depth ? i : i * kEight);
+      places[i] = rows.at(min(row, along_depth ? count - 1 : (count - 1) / kEight * kEight));
+    }
+  }
+
+  // And a step's columns, from k on.
+  static __device__ void place_columns(const Walk& columns, int64_t k, Place* places, int thread) {
+    if (thread < kColumnPlaces) {
+      places[thread] = columns.at(k + (along_depth ? thread * kEight : thread));
+    }
+  }
+
+  // Starts to copy a step, of which `depth` columns count, and of the mask, if there is one.
+  template <int Threads, typename T>
+  static __device__ __forceinline__ void start_copies(const Gathered<T>& x, const T* data,
+                                                      const T* mask, const Place* rows,
+                                                      const Place* columns, int64_t depth,
+                                                      unsigned char* tile, unsigned char* mask_tile,
+                                                      int thread) {
+#pragma unroll 4
+    for (int i = thread; i < kPackets; i += Threads) {
+      const int line = i / kPerLine, packet = i % kPerLine;
+      const Place row = rows[along_depth ? line : packet];
+      const Place column = columns[along_depth ? packet : line];
+      const bool valid = (along_depth ? packet * kEight : line) < depth && x.inside(row, column);
+      copy_async(tile + at(line, packet), valid ? data + row.offset + column.offset : data, valid);
+      if (mask) {
+        copy_async(mask_tile + at(line, packet), valid ? mask + row.mask + column.mask : mask,
+                   valid);
+      }
+    }
+  }
+
+  // A fragment of A, 16 rows from `row` on, or of B, 16 of its rows, which are columns of C; step
+  // `k` of 16 products.
+  static __device__ __forceinline__ void load_a(uint32_t (&a)[4], const unsigned char* tile,
+                                                int row, int k) {
+    const int lane = threadIdx.x % 32, low = lane % 8, middle = lane / 8 % 2, high = lane / 16;
+    const int from = along_depth ? at(row + 8 * middle + low, 2 * k + high)
+                                 : at(16 * k + 8 * high + low, row / kEight + middle);
+    load_matrices<!along_depth>(a, tile + from);
+  }
+  static __device__ __forceinline__ void load_b(uint32_t (&b)[4], const unsigned char* tile,
+                                                int row, int k) {
+    const int lane = threadIdx.x % 32, low = lane % 8, middle = lane / 8 % 2, high = lane / 16;
+    const int from = along_depth ? at(row + 8 * high + low, 2 * k + middle)
+                                 : at(16 * k + 8 * middle + low, row / kEight + high);
+    load_matrices<!along_depth>(b, tile + from);
+  }
+
+  // A's numbers where those of the mask are positive.
+  template <typename T>
+  static __device__ __forceinline__ void load_masked_a(uint32_t (&a)[4], const unsigned char* tile,
+                                                       const unsigned char* mask_tile, int row,
+                                                       int k) {
+    uint32_t y[4];
+    load_a(a, tile, row, k);
+    load_a(y, mask_tile, row, k);
+#pragma unroll
+    for (int r = 0; r < 4; ++r) a[r] = passing<T>(y[r], a[r]);
+  }
+};
+
+// A finished tile on its way to memory, in the order in which its neighbours lie there: rows of C,
+// or columns where those are dense. Lines are padded by a packet.
+template <typename T, int Rows, int Columns>
+struct FinishedTile {
+  T number[(Rows + kEight) * (Columns + kEight)];
+
+  __device__ T& at(int row, int column, bool by_columns) {
+    return by_columns ? number[column * (Rows + kEight) + row]
+                      : number[row * (Columns + kEight) + column];
+  }
+
+  // In packets, where neighbours in the tile are neighbours in memory.
+  template <int Threads>
+  __device__ void write(const Task<T>& task, const Tile& tile, bool by_columns) const {
+    const Scattered<T>& c = task.product.c;
+    T* const data = c.data + tile.group * c.group_stride;
+    const Walk& line_walk = by_columns ? c.columns : c.rows;
+    const Walk& packet_walk = by_columns ? c.rows : c.columns;
+    const int64_t row = tile.row * Rows, column = tile.column * Columns;
+    const int64_t line_end = (by_columns ? task.columns - column : task.rows - row);
+    const int64_t end = (by_columns ? task.rows - row : task.columns - column);
+    const int lines = by_columns ? Columns : Rows, length = by_columns ? Rows : Columns;
+    const bool dense = packet_walk.inner.stride == 1 && packet_walk.inner.size % kEight == 0;
+    for (int i = threadIdx.x; i < lines * length / kEight; i += Threads) {
+      const int line = i / (length / kEight), first = i % (length / kEight) * kEight;
+      if (line >= line_end || first >= end) continue;
+      const Place across = line_walk.at((by_columns ? column : row) + line);
+      const auto along = [&](int x) {
+        return packet_walk.at((by_columns ? row : column) + first + x);
+      };
+      const T* const from = number + line * (length + kEight) + first;
+      const Place begin = along(0);
+      T* const to = data + across.offset;
+      if (dense && c.inside(across, begin) && c.inside(across, along(kEight - 1)) &&
+          reinterpret_cast<uintptr_t>(to + begin.offset) % kPacketBytes == 0) {
+        store(to + begin.offset, load<kEight>(from));
+        continue;
+      }
+      for (int x = 0; x < kEight && first + x < end; ++x) {
+        const Place place = along(x);
+        if (c.inside(across, place)) to[place.offset] = from[x];
+      }
+    }
+  }
+};
+
+// Whether a tile of C is better written by columns.
+template <typename T>
+__device__ bool is_dense_by_columns(const Scattered<T>& c) {
+  return c.columns.step() != 1 && c.rows.step() == 1;
+}
+
+}  // namespace d2lops
