@@ -243,7 +243,7 @@ void corr2d(const Geometry& geo, const Input& x, const Input& weight, const Bias
     if constexpr (sizeof(T) == 2) {
       if (fits_tensor_cores<T>(geo)) {
         const Packed image = packed_input(geo, x), window = packed_weight(geo, weight);
-        return run(gemm_mma<T>, image.planes(), image.tensor(), window.tensor());
+        return run(gemm_tensor<T>, image.planes(), image.tensor(), window.tensor());
       }
     }
     run(gemm_simt<T>, geo.in, x, weight);
@@ -265,7 +265,7 @@ void corr2d_input_grad(const Geometry& geo, const Input& g, const Input& y, cons
     if constexpr (sizeof(T) == 2) {
       if (fits_tensor_cores<T>(geo)) {
         const Packed image = packed_output(geo, g, y), window = packed_weight(geo, weight);
-        return run(gemm_mma<T>, image.planes(), image.tensor(), image.mask(), window.tensor());
+        return run(gemm_tensor<T>, image.planes(), image.tensor(), image.mask(), window.tensor());
       }
     }
     run(gemm_simt<T>, geo.out, g, y, weight);
@@ -279,8 +279,8 @@ void corr2d_weight_grad(const Geometry& geo, const Input& g, const Input& y, con
     if constexpr (sizeof(T) == 2) {
       if (fits_tensor_cores<T>(geo)) {
         const Packed gradient = packed_output(geo, g, y), image = packed_input(geo, x);
-        return gemm_mma(weight_grad<T>(geo, image.planes(), gradient.planes(), gradient.tensor(),
-                                       gradient.mask(), image.tensor(), dw));
+        return gemm_tensor(weight_grad<T>(geo, image.planes(), gradient.planes(), gradient.tensor(),
+                                          gradient.mask(), image.tensor(), dw));
       }
     }
     gemm_simt(weight_grad<T>(geo, geo.in, geo.out, g, y, x, dw));

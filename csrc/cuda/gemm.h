@@ -43,4 +43,12 @@ void gemm_simt(Product<T> product);
 template <typename T>
 void gemm_mma(const Product<T>& product);
 
+// The same on the tensor cores of Hopper GPUs (gemm_wgmma.cu).
+template <typename T>
+void gemm_wgmma(const Product<T>& product);
+
+// Whichever of the two this GPU has, and the product is large enough for.
+template <typename T>
+void gemm_tensor(const Product<T>& product);
+
 }  // namespace d2lops

@@ -24,12 +24,22 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kRows = 128, kDepth = 32, kStages = 4;
 
-template <typename LayoutA, typename LayoutB, bool masked>
-struct Stages {
-  unsigned char a[kStages][LayoutA::kBytes], b[kStages][LayoutB::kBytes];
-  unsigned char mask[masked ? kStages : 1][masked ? LayoutA::kBytes : kPacketBytes];
-  Place a_rows[LayoutA::kRowPlaces], b_rows[LayoutB::kRowPlaces];
-  Place a_columns[kStages][LayoutA::kColumnPlaces], b_columns[kStages][LayoutB::kColumnPlaces];
+template <typename T, int Columns, bool a_along, bool b_along, bool masked>
+struct Shared {
+  using A = TileLayout<kRows, kDepth, a_along>;
+  using B = TileLayout<Columns, kDepth, b_along>;
+
+  struct Stages {
+    unsigned char a[kStages][A::kBytes], b[kStages][B::kBytes];
+    unsigned char mask[masked ? kStages : 1][masked ? A::kBytes : kPacketBytes];
+  };
+  union {
+    Stages stages;
+    FinishedTile<T, kRows, Columns> finished;
+  };
+  float bias[Columns];
+  Place a_rows[A::kRowPlaces], b_rows[B::kRowPlaces];
+  Place a_columns[kStages][A::kColumnPlaces], b_columns[kStages][B::kColumnPlaces];
 };
 
 template <typename T, int Columns, bool a_along, bool b_along, bool masked>
@@ -38,9 +48,11 @@ __global__ __launch_bounds__(kThreads) void gemm_mma_kernel(const __grid_constan
   constexpr int kAcross = Columns / 32, kDown = 8 / kAcross;
   constexpr int kWarpRows = kRows / kDown, kWarpColumns = 32;
   constexpr int kFragmentsDown = kWarpRows / 16, kFragmentsAcross = kWarpColumns / 8;
-  using A = TileLayout<kRows, kDepth, a_along>;
-  using B = TileLayout<Columns, kDepth, b_along>;
-  auto& shared = shared_memory<Stages<A, B, masked>>();
+  using S = Shared<T, Columns, a_along, b_along, masked>;
+  using A = typename S::A;
+  using B = typename S::B;
+  auto& shared = shared_memory<S>();
+  auto& stages = shared.stages;
   const Product<T>& product = task.product;
   const Tile tile = tile_of_block(task);
   const int64_t begin = tile.part * task.part_depth;
@@ -63,10 +75,10 @@ __global__ __launch_bounds__(kThreads) void gemm_mma_kernel(const __grid_constan
     const int64_t depth = end - begin - static_cast<int64_t>(step) * kDepth;
     if (depth > 0) {
       A::template start_copies<kThreads>(product.a, a_data, mask, shared.a_rows,
-                                         shared.a_columns[slot], depth, shared.a[slot],
-                                         shared.mask[masked ? slot : 0], thread);
+                                         shared.a_columns[slot], depth, stages.a[slot],
+                                         stages.mask[masked ? slot : 0], thread);
       B::template start_copies<kThreads, T>(product.b, b_data, nullptr, shared.b_rows,
-                                            shared.b_columns[slot], depth, shared.b[slot], nullptr,
+                                            shared.b_columns[slot], depth, stages.b[slot], nullptr,
                                             thread);
     }
     commit_copies();  // empty at the end, so that waiting can count
@@ -75,6 +87,8 @@ __global__ __launch_bounds__(kThreads) void gemm_mma_kernel(const __grid_constan
   A::place_rows(product.a.rows, tile.row * kRows, task.rows, shared.a_rows, thread, kThreads);
   B::place_rows(product.b.rows, tile.column * Columns, task.columns, shared.b_rows, thread,
                 kThreads);
+  place_bias<Columns>(product, tile.group, tile.column * Columns, task.columns, shared.bias, thread,
+                      kThreads);
   for (int step = 0; step < min(kStages, steps); ++step) place_columns(step);
   __syncthreads();
   for (int step = 0; step < kStages - 1; ++step) start_copies(step);
@@ -95,14 +109,14 @@ __global__ __launch_bounds__(kThreads) void gemm_mma_kernel(const __grid_constan
       for (int i = 0; i < kFragmentsDown; ++i) {
         const int row = warp_row + 16 * i;
         if constexpr (masked) {
-          A::template load_masked_a<T>(a[i], shared.a[slot], shared.mask[slot], row, k);
+          A::template load_masked_a<T>(a[i], stages.a[slot], stages.mask[slot], row, k);
         } else {
-          A::load_a(a[i], shared.a[slot], row, k);
+          A::load_a(a[i], stages.a[slot], row, k);
         }
       }
 #pragma unroll
       for (int j = 0; j < kFragmentsAcross / 2; ++j) {
-        B::load_b(b[j], shared.b[slot], warp_column + 16 * j, k);
+        B::load_b(b[j], stages.b[slot], warp_column + 16 * j, k);
       }
 #pragma unroll
       for (int i = 0; i < kFragmentsDown; ++i) {
@@ -138,14 +152,12 @@ __global__ __launch_bounds__(kThreads) void gemm_mma_kernel(const __grid_constan
     });
     return;
   }
-  auto& finished = shared_memory<FinishedTile<T, kRows, Columns>>();
   const bool by_columns = is_dense_by_columns(product.c);
   for_each_number([&](int r, int c, float sum) {
-    const int64_t column = min(first_column + c, task.columns - 1);
-    finished.at(r, c, by_columns) = finish(product, tile.group, first_row + r, column, sum);
+    shared.finished.at(r, c, by_columns) = finish<T>(sum, shared.bias[c], product.relu);
   });
   __syncthreads();
-  finished.template write<kThreads>(task, tile, by_columns);
+  shared.finished.template write<kThreads>(task, tile, by_columns);
 }
 
 template <typename T, int Columns, bool a_along, bool b_along, bool masked>
@@ -153,10 +165,7 @@ void run(const Product<T>& product) {
   Task<T> task(product);
   task.cut(kRows, Columns, kDepth);
   run_tiles("gemm_mma", gemm_mma_kernel<T, Columns, a_along, b_along, masked>, kThreads,
-            std::max(sizeof(Stages<TileLayout<kRows, kDepth, a_along>,
-                                   TileLayout<Columns, kDepth, b_along>, masked>),
-                     sizeof(FinishedTile<T, kRows, Columns>)),
-            task);
+            sizeof(Shared<T, Columns, a_along, b_along, masked>), task);
 }
 
 // The three directions: both along k (forward), A alone (input gradient), neither (weight gradient).

@@ -145,6 +145,23 @@ struct FinishedTile {
   }
 };
 
+// The bias of each column of a tile, as a number to add.
+template <int Columns, typename T>
+__device__ void place_bias(const Product<T>& product, int64_t group, int64_t first, int64_t count,
+                           float* bias, int thread, int threads) {
+  for (int i = thread; i < Columns; i += threads) {
+    const int64_t column = group * product.bias_group_stride + (first + i) * product.bias_stride;
+    bias[i] = product.bias && first + i < count ? widen(product.bias[column]) : 0;
+  }
+}
+
+// A sum on its way out. NaN stays NaN.
+template <typename T>
+__device__ __forceinline__ T finish(float sum, float bias, bool relu) {
+  const float value = sum + bias;
+  return narrow<T>(relu && value < 0 ? 0 : value);
+}
+
 // Whether a tile of C is better written by columns.
 template <typename T>
 __device__ bool is_dense_by_columns(const Scattered<T>& c) {

@@ -42,8 +42,8 @@ struct alignas(8) PhaseBarrier {
 
   __device__ __forceinline__ void init(int count) {
 #if defined(__CUDACC__)
-    D2LOPS_HOPPER("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(count)
-                  : "memory");
+    D2LOPS_HOPPER("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)),
+                  "r"(count) : "memory");
 #else
     state = static_cast<uint64_t>(count) << 32 | static_cast<uint64_t>(count);
 #endif
@@ -51,8 +51,8 @@ struct alignas(8) PhaseBarrier {
 
   __device__ __forceinline__ void arrive() {
 #if defined(__CUDACC__)
-    D2LOPS_HOPPER("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this))
-                  : "memory");
+    D2LOPS_HOPPER(
+        "mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
 #else
     const uint64_t count = state >> 32 & 0x7FFFFFFF;  // above it, the parity; below, who is missing
     --state;
@@ -69,8 +69,7 @@ struct alignas(8) PhaseBarrier {
         "mbarrier.try_wait.parity.shared::cta.b64 over, [%0], %1;\n"
         "@!over bra again;\n"
         "}" ::"r"(shared_address(this)),
-        "r"(parity)
-        : "memory");
+        "r"(parity) : "memory");
 #else
     cuda_on_cpu::block_until([this, parity] { return static_cast<int>(state >> 63) != parity; });
 #endif
@@ -80,7 +79,7 @@ struct alignas(8) PhaseBarrier {
 // Makes initialised barriers known to all that may use them, before the next __syncthreads.
 __device__ __forceinline__ void publish_barriers() {
 #if defined(__CUDACC__)
-  D2LOPS_HOPPER("fence.mbarrier_init.release.cluster;" ::: "memory");
+  D2LOPS_HOPPER("fence.mbarrier_init.release.cluster;" :: : "memory");
 #endif
 }
 
@@ -88,7 +87,7 @@ __device__ __forceinline__ void publish_barriers() {
 // start them have met this thread at a barrier.
 __device__ __forceinline__ void show_to_tensor_cores() {
 #if defined(__CUDACC__)
-  D2LOPS_HOPPER("fence.proxy.async.shared::cta;" ::: "memory");
+  D2LOPS_HOPPER("fence.proxy.async.shared::cta;" :: : "memory");
 #endif
 }
 
@@ -121,8 +120,8 @@ struct TileDescriptor {
 
   __device__ __forceinline__ explicit TileDescriptor(const void* tile) {
     constexpr uint64_t kSwizzle128 = 1, kPanel = 8192 / 16, kEightRows = 1024 / 16;
-    bits = (shared_address(tile) & 0x3FFFF) / 16 | kPanel << 16 | kEightRows << 32 |
-           kSwizzle128 << 62;
+    bits =
+        (shared_address(tile) & 0x3FFFF) / 16 | kPanel << 16 | kEightRows << 32 | kSwizzle128 << 62;
   }
 
   // The same, `bytes` on.
@@ -136,12 +135,12 @@ struct TileDescriptor {
 // Orders the registers of sums and fragments before the products that use them.
 __device__ __forceinline__ void begin_products() {
 #if defined(__CUDACC__)
-  D2LOPS_HOPPER("wgmma.fence.sync.aligned;" ::: "memory");
+  D2LOPS_HOPPER("wgmma.fence.sync.aligned;" :: : "memory");
 #endif
 }
 __device__ __forceinline__ void commit_products() {
 #if defined(__CUDACC__)
-  D2LOPS_HOPPER("wgmma.commit_group.sync.aligned;" ::: "memory");
+  D2LOPS_HOPPER("wgmma.commit_group.sync.aligned;" :: : "memory");
 #endif
 }
 // Until all but the last `Pending` groups of products are done.
@@ -223,43 +222,40 @@ struct EmulatedProduct {
 #endif
 
 // A list of N / 2 registers, as operands and as their names.
-#define D2LOPS_FLOATS8(d, i)                                                                    \
+#define D2LOPS_FLOATS8(d, i)                                                                  \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
-#define D2LOPS_FLOATS32(d, i)                                                            \
+#define D2LOPS_FLOATS32(d, i)                                                \
   D2LOPS_FLOATS8(d, i), D2LOPS_FLOATS8(d, i + 8), D2LOPS_FLOATS8(d, i + 16), \
       D2LOPS_FLOATS8(d, i + 24)
 #define D2LOPS_FLOATS64(d, i) D2LOPS_FLOATS32(d, i), D2LOPS_FLOATS32(d, i + 32)
 #define D2LOPS_FLOATS128(d, i) D2LOPS_FLOATS64(d, i), D2LOPS_FLOATS64(d, i + 64)
-#define D2LOPS_NAMES64                                                                            \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "    \
-  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, "    \
-  "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, "    \
+#define D2LOPS_NAMES64                                                                         \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
+  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, " \
+  "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, " \
   "%56, %57, %58, %59, %60, %61, %62, %63"
-#define D2LOPS_NAMES128                                                                           \
-  D2LOPS_NAMES64                                                                                  \
-  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, "  \
-  "%82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, "    \
-  "%100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, "    \
+#define D2LOPS_NAMES128                                                                          \
+  D2LOPS_NAMES64                                                                                 \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, " \
+  "%82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, "   \
+  "%100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, "   \
   "%115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-// wgmma of N columns; its operands follow the sums' registers.
-#define D2LOPS_WGMMA_SHARED(N, type, names, floats, a, b, add, a_across, b_across)           \
-  D2LOPS_HOPPER("{\n.reg .pred adds;\nsetp.ne.b32 adds, " add                                \
-                ", 0;\n"                                                                     \
-                "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." type "." type " {" names    \
-                "}, " a ", " b ", adds, 1, 1, " a_across ", " b_across ";\n}"                \
-                : floats                                                                     \
-                : "l"(a_tile.bits), "l"(b_tile.bits), "r"(adds ? 1 : 0), "n"(!a_along),      \
-                  "n"(!b_along))
-#define D2LOPS_WGMMA_REGISTERS(N, type, names, floats, a, b, add, b_across)                  \
-  D2LOPS_HOPPER("{\n.reg .pred adds;\nsetp.ne.b32 adds, " add                                \
-                ", 0;\n"                                                                     \
-                "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." type "." type " {" names    \
-                "}, {" a "}, " b ", adds, 1, 1, " b_across ";\n}"                            \
-                : floats                                                                     \
-                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_tile.bits),              \
-                  "r"(adds ? 1 : 0), "n"(!b_along))
+// wgmma of N columns, in a scope with the predicate `adds`. A, B ... name the operands that follow
+// the sums' registers.
+#define D2LOPS_WGMMA(N, type, names, operands) \
+  "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." type "." type " {" names "}, " operands ";\n}"
+#define D2LOPS_WGMMA_SHARED(N, type, names, floats, A, B, ADDS, A_ACROSS, B_ACROSS)                \
+  D2LOPS_HOPPER("{\n.reg .pred adds;\nsetp.ne.b32 adds, " ADDS ", 0;\n" D2LOPS_WGMMA(              \
+                    N, type, names,                                                                \
+                    A ", " B ", adds, 1, 1, " A_ACROSS ", " B_ACROSS) : floats : "l"(a_tile.bits), \
+                "l"(b_tile.bits), "r"(adds ? 1 : 0), "n"(a_along ? 0 : 1), "n"(b_along ? 0 : 1))
+#define D2LOPS_WGMMA_REGISTERS(N, type, names, floats, A, B, ADDS, B_ACROSS)                       \
+  D2LOPS_HOPPER("{\n.reg .pred adds;\nsetp.ne.b32 adds, " ADDS ", 0;\n" D2LOPS_WGMMA(              \
+                    N, type, names, "{" A "}, " B ", adds, 1, 1, " B_ACROSS) : floats : "r"(a[0]), \
+                "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_tile.bits), "r"(adds ? 1 : 0),              \
+                "n"(b_along ? 0 : 1))
 
 // sums (+)= A B, 64 x N, over 16 products, started by the 128 threads of a warpgroup; `along` says
 // how a tile lies. Until waited for, neither sums nor tiles (nor fragments) may be touched.
@@ -273,8 +269,8 @@ __device__ __forceinline__ void start_products(float (&sums)[N / 2], TileDescrip
     D2LOPS_WGMMA_SHARED("128", "bf16", D2LOPS_NAMES64, D2LOPS_FLOATS64(sums, 0), "%64", "%65",
                         "%66", "%67", "%68");
   } else if constexpr (N == 128) {
-    D2LOPS_WGMMA_SHARED("128", "f16", D2LOPS_NAMES64, D2LOPS_FLOATS64(sums, 0), "%64", "%65",
-                        "%66", "%67", "%68");
+    D2LOPS_WGMMA_SHARED("128", "f16", D2LOPS_NAMES64, D2LOPS_FLOATS64(sums, 0), "%64", "%65", "%66",
+                        "%67", "%68");
   } else if constexpr (bf16) {
     D2LOPS_WGMMA_SHARED("256", "bf16", D2LOPS_NAMES128, D2LOPS_FLOATS128(sums, 0), "%128", "%129",
                         "%130", "%131", "%132");

@@ -61,7 +61,7 @@ void linear(const ProductSize& size, const Input& x, const Input& weight, const 
       if (fits_tensor_cores<T>(size)) {
         const Packed a = packed(size.rows, size.depth, x);
         const Packed b = packed(size.columns, size.depth, weight);
-        return run(gemm_mma<T>, a.tensor(), b.tensor());
+        return run(gemm_tensor<T>, a.tensor(), b.tensor());
       }
     }
     run(gemm_simt<T>, x, weight);
@@ -80,7 +80,7 @@ void linear_input_grad(const ProductSize& size, const Input& g, const Input& y, 
       if (fits_tensor_cores<T>(size)) {
         const Packed a = packed(size.rows, size.depth, g, y);
         const Packed b = packed(size.depth, size.columns, weight);
-        return run(gemm_mma<T>, a.tensor(), a.mask(), b.tensor());
+        return run(gemm_tensor<T>, a.tensor(), a.mask(), b.tensor());
       }
     }
     run(gemm_simt<T>, g, y, weight);
@@ -99,7 +99,7 @@ void linear_weight_grad(const ProductSize& size, const Input& g, const Input& y,
       if (fits_tensor_cores<T>(size)) {
         const Packed a = packed(size.depth, size.rows, g, y);
         const Packed b = packed(size.depth, size.columns, x);
-        return run(gemm_mma<T>, a.tensor(), a.mask(), b.tensor());
+        return run(gemm_tensor<T>, a.tensor(), a.mask(), b.tensor());
       }
     }
     run(gemm_simt<T>, g, y, x);

@@ -16,6 +16,16 @@
 
 namespace d2lops {
 
+// A barrier of `Threads` threads of the block, who are whole warps. __syncthreads is another one.
+template <int Threads>
+__device__ __forceinline__ void meet() {
+#if defined(__CUDACC__)
+  asm volatile("bar.sync 1, %0;" ::"n"(Threads) : "memory");
+#else
+  cuda_on_cpu::barrier(1, Threads);
+#endif
+}
+
 // Copies 16 bytes from memory to shared memory without a register, or writes zeros. A group of
 // copies is done when its thread has waited for it; others see it after the next barrier.
 __device__ __forceinline__ void copy_async(void* shared, const void* from, bool valid) {
