@@ -119,25 +119,24 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 // Where the threads of a strided tensor are. No tensor that fits a GPU's memory has more dimensions
 // of two or more elements than kMostAxes.
 constexpr int kMostAxes = 40;
-template <typename Index>
 struct Places {
   struct Axis {
-    Divider<Index> size;
+    Divider size;
     int64_t x_stride, y_stride, logical_stride;
   };
   Axis axes[kMostAxes];
   int count = 0;
   int inner = -1;  // number of the axis that steps over groups of logical neighbours, if any
   int64_t neighbours, x_stride, y_stride;
-  int64_t apart;  // logical distance of the elements of a packet
-  Index threads;  // all of them
+  int64_t apart;    // logical distance of the elements of a packet
+  int64_t threads;  // all of them
 };
 
 // A packet is N elements that lie side by side, which are no logical neighbours.
-template <typename T, int N, typename Index>
+template <typename T, int N>
 __global__ void __launch_bounds__(kThreads)
-    dropout_strided(Dropout<T> op, const T* x, T* y, const __grid_constant__ Places<Index> places) {
-  Index rest = static_cast<Index>(blockIdx.x) * kThreads + threadIdx.x;
+    dropout_strided(Dropout<T> op, const T* x, T* y, const __grid_constant__ Places places) {
+  int64_t rest = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (rest >= places.threads) return;
   const uint64_t key = *op.seed;
   int64_t logical = 0, left = places.neighbours;
@@ -197,16 +196,16 @@ std::vector<Dim>::iterator find_packed(const T* x, const T* y, std::vector<Dim>&
 }
 
 // `dims` are in units of packets, `apart` logical indices apart.
-template <typename T, int N, typename Index>
+template <typename T, int N>
 void launch_packets(const Dropout<T>& op, const T* x, T* y, std::vector<Dim> dims, int64_t apart,
                     int64_t threads) {
-  Places<Index> places;
+  Places places;
   Dim& inner = dims.back();
   places.neighbours = inner.size;
   places.x_stride = inner.x_stride;
   places.y_stride = inner.y_stride;
   places.apart = apart;
-  places.threads = static_cast<Index>(threads);
+  places.threads = threads;
   inner = {ceil_div(inner.size, kGroup), inner.x_stride * kGroup, inner.y_stride * kGroup, kGroup};
   // Threads that follow one another should be neighbours in memory.
   std::stable_sort(dims.begin(), dims.end(),
@@ -215,11 +214,11 @@ void launch_packets(const Dropout<T>& op, const T* x, T* y, std::vector<Dim> dim
     if (dim.size == 1) continue;
     const bool is_inner = dim.logical_stride == kGroup && places.neighbours > kGroup;
     if (is_inner) places.inner = places.count;
-    places.axes[places.count++] = {Divider<Index>(static_cast<Index>(dim.size)), dim.x_stride,
-                                   dim.y_stride, dim.logical_stride};
+    places.axes[places.count++] = {Divider(dim.size), dim.x_stride, dim.y_stride,
+                                   dim.logical_stride};
   }
   const auto blocks = static_cast<unsigned>(ceil_div(threads, kThreads));
-  launch("dropout", dropout_strided<T, N, Index>, blocks, kThreads, 0, op, x, y, places);
+  launch("dropout", dropout_strided<T, N>, blocks, kThreads, 0, op, x, y, places);
 }
 
 template <typename T>
@@ -232,14 +231,11 @@ void launch_strided(const Dropout<T>& op, const T* x, T* y, std::vector<Dim> dim
   }
   int64_t threads = ceil_div(dims.back().size, kGroup);
   for (auto dim = dims.begin(); dim != dims.end() - 1; ++dim) threads *= dim->size;
-  dispatch_index(threads, [&](auto zero) {
-    using Index = decltype(zero);
-    if (in_packets) {
-      launch_packets<T, kPacket<T>, Index>(op, x, y, dims, apart, threads);
-    } else {
-      launch_packets<T, 1, Index>(op, x, y, dims, apart, threads);
-    }
-  });
+  if (in_packets) {
+    launch_packets<T, kPacket<T>>(op, x, y, dims, apart, threads);
+  } else {
+    launch_packets<T, 1>(op, x, y, dims, apart, threads);
+  }
 }
 
 }  // namespace
