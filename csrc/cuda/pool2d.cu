@@ -77,28 +77,39 @@ const char* name_of(Op op) {
   }
 }
 
-template <Op op, typename T, typename J, int V, typename Windows>
+// Images whose channels follow those of the one before are one image of many channels.
+template <typename... Operands>
+void merge_images(int64_t& images, int64_t& channels, const Operands&... operands) {
+  if (((operands.data && operands.n != channels * operands.c) || ...)) return;
+  channels *= images;
+  images = 1;
+}
+
+template <bool side_by_side, Op op, typename T, typename J, typename Windows>
 void launch_pool(const Pooling2d<Windows>& pooling, const Divisor& divisor,
                  const Operand<const T>& source, const Operand<T>& target,
                  const Operand<J>& argmax) {
-  const int64_t channels = pooling.channels / V;
+  using Pool = Pool<op, T, J, side_by_side, Windows>;
+  int64_t images = pooling.images, channels = pooling.channels;
+  if (!side_by_side) merge_images(images, channels, source, target, argmax);
+  const int64_t apart = ceil_div(channels, Pool::kChannels);
   const int64_t rows = kIsAdjoint<op> ? pooling.rows.inputs : pooling.rows.outputs;
   const int64_t columns = kIsAdjoint<op> ? pooling.columns.inputs : pooling.columns.outputs;
-  const TargetGrid grid{pooling.images * channels * rows * columns, target.c == 1,
-                        Divider(channels), Divider(rows), Divider(columns)};
-  const Pool<op, T, J, V, Windows> pool{pooling.rows, pooling.columns, pooling.pitch(), divisor,
-                                        source,       target,          argmax,          grid};
+  const TargetGrid grid{images * apart * rows * columns, target.c == 1, Divider(apart),
+                        Divider(rows), Divider(columns)};
+  const Pool pool{pooling.rows, pooling.columns, pooling.pitch(), divisor, source,
+                  target,       argmax,          channels,        apart,   grid};
   if constexpr (!kIsAdjoint<op>) {
     const int members = team_size(pooling, grid);
     if (members > 1) {
-      launch(name_of(op), pool_by_team<op, T, J, V, Windows>,
-             blocks_for(grid.count, kThreads / members), kThreads,
-             sizeof(State<op, Accumulator<T>>) * V * kThreads, pool, members);
+      const size_t shared = sizeof(typename Pool::States) * kThreads;
+      launch(name_of(op), pool_by_team<op, T, J, side_by_side, Windows>,
+             blocks_for(grid.count, kThreads / members), kThreads, shared, pool, members);
       return;
     }
   }
   const auto launch_known = [&](auto kernel, auto stride) {
-    launch(name_of(op), pool_by_thread<kernel(), stride(), op, T, J, V, Windows>,
+    launch(name_of(op), pool_by_thread<kernel(), stride(), op, T, J, side_by_side, Windows>,
            blocks_for(grid.count, kThreads), kThreads, 0, pool);
   };
   if constexpr (sizeof(J) == 1) {
@@ -108,7 +119,13 @@ void launch_pool(const Pooling2d<Windows>& pooling, const Divisor& divisor,
   }
 }
 
-// Whether channels can be accessed in packets of N.
+// The same operand with its strides in packets of N channels.
+template <int N, typename T>
+Operand<T> in_packets(const Operand<T>& x) {
+  return {{x.n / N, 1, x.h / N, x.w / N}, x.data};
+}
+
+// Whether channels lie side by side in packets of N.
 template <int N, typename T>
 bool fits_packets(const Operand<T>& x, int64_t channels) {
   const bool aligned = reinterpret_cast<uintptr_t>(x.data) % (N * sizeof(T)) == 0;
@@ -121,21 +138,19 @@ void pool(const Pooling2d<Windows>& pooling, const Input& source, const Output& 
           const Argmax& argmax, const Divisor& divisor = {}) {
   dispatch_float(source.dtype, [&](auto zero) {
     using T = decltype(zero);
-    constexpr int packet = kPacket<T>;
     const Operand<const T> from = source.as<T>();
     const Operand<T> to = target.as<T>();
     const auto run = [&](auto index) {
       const auto places = argmax.template as<decltype(index)>();
-      const int64_t channels = pooling.channels;
-      const bool in_packets = fits_packets<packet>(from, channels) &&
-                              fits_packets<packet>(to, channels) &&
-                              (!kHasArgmax<op> || fits_packets<packet>(places, channels));
-      if (in_packets) {
-        launch_pool<op, T, std::remove_pointer_t<decltype(places.data)>, packet>(pooling, divisor,
-                                                                                 from, to, places);
+      const auto fits = [&](const auto& x) {
+        return fits_packets<kPacket<T>>(x, pooling.channels);
+      };
+      if (fits(from) && fits(to) && (!kHasArgmax<op> || fits(places))) {
+        constexpr int N = kPacket<T>;
+        launch_pool<true, op>(pooling, divisor, in_packets<N>(from), in_packets<N>(to),
+                              in_packets<N>(places));
       } else {
-        launch_pool<op, T, std::remove_pointer_t<decltype(places.data)>, 1>(pooling, divisor, from,
-                                                                            to, places);
+        launch_pool<false, op>(pooling, divisor, from, to, places);
       }
     };
     if constexpr (kHasArgmax<op>) {

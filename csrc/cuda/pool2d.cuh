@@ -30,6 +30,26 @@ constexpr bool kHasArgmax = op == Op::max || op == Op::max_adjoint;
 template <typename A>
 constexpr A kInfinity = std::numeric_limits<A>::infinity();
 
+// Which threads have which targets: in the order of their memory.
+struct Target {
+  int64_t n, c, h, w;  // c is the thread's first channel, or the number of its packet
+};
+struct TargetGrid {
+  int64_t count;  // of threads, or of teams
+  bool channels_inside;
+  Divider channels, rows, columns;
+
+  __device__ __forceinline__ Target at(int64_t index) const {
+    Target t;
+    if (channels_inside) t.c = channels.split(index);
+    t.w = columns.split(index);
+    t.h = rows.split(index);
+    if (!channels_inside) t.c = channels.split(index);
+    t.n = index;
+    return t;
+  }
+};
+
 // What a target has seen of its sources.
 template <Op op, typename A>
 struct State {
@@ -63,6 +83,17 @@ struct State {
     }
   }
 };
+
+template <typename State, int n>
+__device__ __forceinline__ void fill(State (&states)[n], const State& with) {
+#pragma unroll
+  for (State& state : states) state = with;
+}
+template <typename State, int n>
+__device__ __forceinline__ void merge(State (&states)[n], const State (&others)[n]) {
+#pragma unroll
+  for (int i = 0; i < n; ++i) states[i].merge(others[i]);
+}
 
 // The same windows, with what is known of them when a kernel is compiled: K > 0 says that they are
 // K wide, S apart and not dilated. Divisions by known numbers are none.
@@ -122,58 +153,39 @@ class Sources {
   int64_t first_tap_ = 0;
 };
 
-struct Target {
-  int64_t n, c, h, w;  // c in packets
-};
+// The first tap of a window that is in the input; 0 if there is none.
+template <Op op, typename Windows>
+__device__ __forceinline__ int64_t first_tap(const Sources<op, Windows>& down,
+                                             const Sources<op, Windows>& across, int64_t pitch) {
+  if (down.count() == 0 || across.count() == 0) return 0;
+  return down.first_tap() * pitch + across.first_tap();
+}
 
-// Which target is whose: in the order of their memory.
-struct TargetGrid {
-  int64_t count;  // of threads, or teams
-  bool channels_inside;
-  Divider channels, rows, columns;
-
-  __device__ __forceinline__ Target at(int64_t index) const {
-    Target t;
-    if (channels_inside) {
-      t.c = channels.split(index);
-      t.w = columns.split(index);
-      t.h = rows.split(index);
-    } else {
-      t.w = columns.split(index);
-      t.h = rows.split(index);
-      t.c = channels.split(index);
-    }
-    t.n = index;
-    return t;
-  }
-};
-
-// One call. V channels that lie side by side are pooled together. `argmax` is of outputs, whether
-// these are targets or sources.
-template <Op op, typename T, typename J, int V, typename Windows>
+// One call. What windows see is the same in every channel, so a thread has a target in kChannels of
+// them: a packet of 16 bytes that lie side by side (then strides are in packets), or else some that
+// are `apart`.
+template <Op op, typename T, typename J, bool side_by_side, typename Windows>
 struct Pool {
   using A = Accumulator<T>;
   using Index = std::remove_const_t<J>;
+  static constexpr int kChannels = side_by_side ? kPacket<T> : sizeof(T) == 8 ? 2 : 4;
+  template <typename E>
+  using Channels = Packet<E, kChannels>;
+  using States = State<op, A>[kChannels];
 
   Windows rows, columns;
   int64_t pitch;
   Divisor divisor;
   Operand<const T> source;
   Operand<T> target;
-  Operand<J> argmax;
+  Operand<J> argmax;  // of outputs, whether these are targets or sources
+  int64_t channels, apart;
   TargetGrid grid;
-
-  // Averages only: of an output's window.
-  __device__ __forceinline__ A area(int64_t h, int64_t w) const {
-    if (divisor.override != 0) return static_cast<A>(divisor.override);
-    const bool include = divisor.count_include_pad;
-    return static_cast<A>(rows.extent(h, include) * columns.extent(w, include));
-  }
 
   // A source, and what its argmax says if the target is an input.
   struct Seen {
-    Packet<T, V> x;
-    Packet<Index, V> picked;
+    Channels<T> x;
+    Channels<Index> picked;
   };
   // What changes nothing.
   static __device__ __forceinline__ Seen nothing() {
@@ -181,102 +193,125 @@ struct Pool {
     for (T& x : seen.x.at) x = narrow<T>(op == Op::max ? -kInfinity<A> : A{0});
     return seen;
   }
-  __device__ __forceinline__ Seen read(int64_t n, int64_t c, int64_t h, int64_t w) const {
+  __device__ __forceinline__ Seen read(const Target& at, int64_t h, int64_t w) const {
     Seen seen{};
-    seen.x = load<V>(source.data + offset(source, n, c, h, w));
-    if constexpr (op == Op::max_adjoint) {
-      seen.picked = load<V>(argmax.data + offset(argmax, n, c, h, w));
-    }
+    read(source, at, h, w, seen.x);
+    if constexpr (op == Op::max_adjoint) read(argmax, at, h, w, seen.picked);
     return seen;
   }
 
   // `weight` is for the adjoint of the average.
-  static __device__ __forceinline__ void take(State<op, A> (&states)[V], const Seen& seen,
-                                              int64_t tap, A weight) {
+  static __device__ __forceinline__ void take(States& states, const Seen& seen, int64_t tap,
+                                              A weight) {
 #pragma unroll
-    for (int v = 0; v < V; ++v) {
-      A x = widen(seen.x.at[v]);
+    for (int c = 0; c < kChannels; ++c) {
+      A x = widen(seen.x.at[c]);
       if (op == Op::average_adjoint) x *= weight;
-      if (op == Op::max_adjoint && seen.picked.at[v] != static_cast<int32_t>(tap)) x = 0;
-      states[v].take(x, tap);
+      if (op == Op::max_adjoint && seen.picked.at[c] != static_cast<int32_t>(tap)) x = 0;
+      states[c].take(x, tap);
     }
   }
 
-  __device__ __forceinline__ void write(const Target& at, const State<op, A> (&states)[V]) const {
+  __device__ __forceinline__ void write(const Target& at, const States& states) const {
     const A divide_by = op == Op::average ? area(at.h, at.w) : A{1};
-    Packet<T, V> totals;
-    Packet<Index, V> places;
+    Channels<T> totals;
+    Channels<Index> places;
 #pragma unroll
-    for (int v = 0; v < V; ++v) {
-      const A total = states[v].total;
-      totals.at[v] = narrow<T>(op == Op::average ? total / divide_by : total);
-      places.at[v] = static_cast<Index>(states[v].where);
+    for (int c = 0; c < kChannels; ++c) {
+      const A total = states[c].total;
+      totals.at[c] = narrow<T>(op == Op::average ? total / divide_by : total);
+      places.at[c] = static_cast<Index>(states[c].where);
     }
-    store(target.data + offset(target, at.n, at.c, at.h, at.w), totals);
-    if constexpr (op == Op::max) {
-      store(argmax.data + offset(argmax, at.n, at.c, at.h, at.w), places);
-    }
+    write(target, at, totals);
+    if constexpr (op == Op::max) write(argmax, at, places);
+  }
+
+  // Averages only: what an output is divided by.
+  __device__ __forceinline__ A area(int64_t h, int64_t w) const {
+    if (divisor.override != 0) return static_cast<A>(divisor.override);
+    const bool include = divisor.count_include_pad;
+    return static_cast<A>(rows.extent(h, include) * columns.extent(w, include));
   }
 
  private:
-  static __device__ __forceinline__ int64_t offset(const Strides& x, int64_t n, int64_t c,
-                                                   int64_t h, int64_t w) {
-    return n * x.n + c * V * x.c + h * x.h + w * x.w;
+  template <typename E>
+  __device__ __forceinline__ void read(const Operand<const E>& x, const Target& at, int64_t h,
+                                       int64_t w, Channels<E>& channel) const {
+    const int64_t place = at.n * x.n + h * x.h + w * x.w;
+    if constexpr (side_by_side) {
+      channel = reinterpret_cast<const Channels<E>*>(x.data)[place + at.c];
+    } else {
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        const int64_t number = at.c + c * apart;
+        if (number < channels) channel.at[c] = x.data[place + number * x.c];
+      }
+    }
+  }
+  template <typename E>
+  __device__ __forceinline__ void write(const Operand<E>& x, const Target& at,
+                                        const Channels<E>& channel) const {
+    const int64_t place = at.n * x.n + at.h * x.h + at.w * x.w;
+    if constexpr (side_by_side) {
+      reinterpret_cast<Channels<E>*>(x.data)[place + at.c] = channel;
+    } else {
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        const int64_t number = at.c + c * apart;
+        if (number < channels) x.data[place + number * x.c] = channel.at[c];
+      }
+    }
   }
 };
 
 constexpr int kThreads = 256;
 
 // A thread has a target. With K known, its sources are all asked for before the first one is
-// needed; the sums of rows are summed, as errors are smaller then.
-template <int K, int S, Op op, typename T, typename J, int V, typename Windows>
+// needed. The sums of rows are summed, as errors are smaller then.
+template <int K, int S, Op op, typename T, typename J, bool side_by_side, typename Windows>
 __global__ void __launch_bounds__(kThreads)
-    pool_by_thread(const __grid_constant__ Pool<op, T, J, V, Windows> pool) {
-  using A = Accumulator<T>;
+    pool_by_thread(const __grid_constant__ Pool<op, T, J, side_by_side, Windows> pool) {
+  using Pool = Pool<op, T, J, side_by_side, Windows>;
   const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (index >= pool.grid.count) return;
   const Target at = pool.grid.at(index);
   const Windows rows = known<K, S>(pool.rows), columns = known<K, S>(pool.columns);
   const Sources<op, Windows> down(rows, at.h), across(columns, at.w);
-  State<op, A> states[V];
-  const int64_t first_tap = down.first_tap() * pool.pitch + across.first_tap();
-#pragma unroll
-  for (auto& state : states) state = State<op, A>::begin(first_tap);
-  const auto take = [&](State<op, A>(&to)[V], const auto& seen, int64_t i, int64_t j) {
+  const auto none = State<op, Accumulator<T>>::begin(first_tap(down, across, pool.pitch));
+  typename Pool::States states, row;
+  fill(states, none);
+  const auto take = [&](const typename Pool::Seen& seen, int64_t i, int64_t j) {
+    using A = Accumulator<T>;
     const A weight = op == Op::average_adjoint ? 1 / pool.area(down.at(i), across.at(j)) : A{1};
-    pool.take(to, seen, down.tap(i) * pool.pitch + across.tap(j), weight);
-  };
-  const auto merge_row = [&](const State<op, A>(&row)[V]) {
-#pragma unroll
-    for (int v = 0; v < V; ++v) states[v].merge(row[v]);
+    const int64_t tap = down.tap(i) * pool.pitch + across.tap(j);
+    pool.take(op == Op::average ? row : states, seen, tap, weight);
   };
   if constexpr (K > 0) {
     constexpr int most = kIsAdjoint<op> ? (K + S - 1) / S : K;
-    typename Pool<op, T, J, V, Windows>::Seen seen[most][most];
+    typename Pool::Seen seen[most][most];
 #pragma unroll
     for (int i = 0; i < most; ++i) {
 #pragma unroll
       for (int j = 0; j < most; ++j) {
         const bool exists = i < down.count() && j < across.count();
-        seen[i][j] = exists ? pool.read(at.n, at.c, down.at(i), across.at(j)) : pool.nothing();
+        seen[i][j] = exists ? pool.read(at, down.at(i), across.at(j)) : pool.nothing();
       }
     }
 #pragma unroll
     for (int i = 0; i < most; ++i) {
-      State<op, A> row[V] = {};
+      fill(row, none);
 #pragma unroll
-      for (int j = 0; j < most; ++j) take(op == Op::average ? row : states, seen[i][j], i, j);
-      if (op == Op::average) merge_row(row);
+      for (int j = 0; j < most; ++j) take(seen[i][j], i, j);
+      if (op == Op::average) merge(states, row);
     }
   } else {
     for (int64_t i = 0; i < down.count(); ++i) {
-      State<op, A> row[V] = {};
-#pragma unroll(kIsAdjoint<op> ? 1 : 4)
+      fill(row, none);
+#pragma unroll(kIsAdjoint<op> ? 1 : 2)
       for (int64_t j = 0; j < across.count(); ++j) {
-        const auto seen = pool.read(at.n, at.c, down.at(i), across.at(j));
-        take(op == Op::average ? row : states, seen, i, j);
+        take(pool.read(at, down.at(i), across.at(j)), i, j);
       }
-      if (op == Op::average) merge_row(row);
+      if (op == Op::average) merge(states, row);
     }
   }
   pool.write(at, states);
@@ -284,10 +319,10 @@ __global__ void __launch_bounds__(kThreads)
 
 // Some threads of a block have a target: for large windows. Member m takes sources m, m + members,
 // ... in the order of their taps; then the members' states are merged, half and half.
-template <Op op, typename T, typename J, int V, typename Windows>
+template <Op op, typename T, typename J, bool side_by_side, typename Windows>
 __global__ void __launch_bounds__(kThreads)
-    pool_by_team(const __grid_constant__ Pool<op, T, J, V, Windows> pool, int members) {
-  using A = Accumulator<T>;
+    pool_by_team(const __grid_constant__ Pool<op, T, J, side_by_side, Windows> pool, int members) {
+  using Pool = Pool<op, T, J, side_by_side, Windows>;
   const int teams = kThreads / members, thread = threadIdx.x;
   // Lanes should be neighbours in memory: channels, or columns of a window.
   const int team = pool.grid.channels_inside ? thread % teams : thread / members;
@@ -296,10 +331,8 @@ __global__ void __launch_bounds__(kThreads)
   const bool exists = index < pool.grid.count;
   const Target at = pool.grid.at(exists ? index : 0);
   const Sources<op, Windows> down(pool.rows, at.h), across(pool.columns, at.w);
-  State<op, A> states[V];
-  const int64_t first_tap = down.first_tap() * pool.pitch + across.first_tap();
-#pragma unroll
-  for (auto& state : states) state = State<op, A>::begin(first_tap);
+  typename Pool::States states;
+  fill(states, State<op, Accumulator<T>>::begin(first_tap(down, across, pool.pitch)));
 
   const int64_t width = across.count(), all = exists ? down.count() * width : 0;
   if (member < all) {
@@ -307,7 +340,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t rows_on = members / width, columns_on = members % width;
 #pragma unroll 4
     for (int64_t taken = member; taken < all; taken += members) {
-      const auto seen = pool.read(at.n, at.c, down.at(i), across.at(j));
+      const auto seen = pool.read(at, down.at(i), across.at(j));
       pool.take(states, seen, down.tap(i) * pool.pitch + across.tap(j), 1);
       i += rows_on;
       j += columns_on;
@@ -318,17 +351,15 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 
-  auto& shared = shared_memory<State<op, A>[V][kThreads]>();
+  auto& shared = shared_memory<State<op, Accumulator<T>>[Pool::kChannels][kThreads]>();
   const int slot = member * teams + team;
   for (int half = members / 2; half > 0; half /= 2) {
-    if (member < 2 * half) {
 #pragma unroll
-      for (int v = 0; v < V; ++v) shared[v][slot] = states[v];
-    }
+    for (int c = 0; c < Pool::kChannels; ++c) shared[c][slot] = states[c];
     __syncthreads();
     if (member < half) {
 #pragma unroll
-      for (int v = 0; v < V; ++v) states[v].merge(shared[v][slot + half * teams]);
+      for (int c = 0; c < Pool::kChannels; ++c) states[c].merge(shared[c][slot + half * teams]);
     }
     __syncthreads();
   }
