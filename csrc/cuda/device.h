@@ -6,7 +6,6 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <cstring>
 
 #include "common/dtype.h"
 
@@ -25,7 +24,9 @@ __device__ __forceinline__ double widen(double x) { return x; }
 __device__ __forceinline__ float widen(bfloat16 x) {
   return __uint_as_float(static_cast<uint32_t>(x.bits) << 16);
 }
-__device__ __forceinline__ float widen(float16 x) { return __half2float(__ushort_as_half(x.bits)); }
+__device__ __forceinline__ float widen(float16 x) {
+  return __half2float(__ushort_as_half(x.bits));
+}
 
 template <typename T>
 __device__ __forceinline__ T narrow(Accumulator<T> x) {
@@ -50,17 +51,9 @@ template <int N, typename T>
 __device__ __forceinline__ Packet<T, N> load(const T* p) {
   return *reinterpret_cast<const Packet<T, N>*>(p);
 }
-// In one instruction for all 16 bytes: left to itself, the compiler may store the numbers of a
-// packet one by one.
 template <int N, typename T>
 __device__ __forceinline__ void store(T* p, const Packet<T, N>& packet) {
-  if constexpr (sizeof(packet) == 16) {
-    uint4 bits;
-    memcpy(&bits, &packet, 16);
-    *reinterpret_cast<uint4*>(p) = bits;
-  } else {
-    *reinterpret_cast<Packet<T, N>*>(p) = packet;
-  }
+  *reinterpret_cast<Packet<T, N>*>(p) = packet;
 }
 
 }  // namespace d2lops
