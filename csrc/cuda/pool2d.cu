@@ -1,14 +1,15 @@
 // Pooling (D2L 7.5): the maximum or the average of each window, and the adjoints.
 // csrc/cuda/pool2d.cuh has what happens at a target, csrc/common/window.h has the windows.
 //
-// Tiling: a thread has a target, or 16 bytes of them where channels lie side by side. Lanes follow
-// the memory: channels first, or columns. Windows of 2x2 and 3x3, the usual ones, are compiled for
-// their sizes: no division, no loop, all loads in flight at once; overlapping windows share the
-// first-level cache. Large windows that lie apart, or are few, are split among a team of threads.
+// Tiling: what a window sees is found once and used for several channels: a packet of 16 bytes where
+// they lie side by side, else four that are apart. Lanes follow the memory: channels first, or
+// columns. Windows of 2x2 and 3x3, the usual ones, are compiled for their sizes: no division, no
+// loop, all loads in flight at once; overlapping windows share the first-level cache. Large windows
+// that lie apart, or are few, are split among a team of threads.
 //
 // Bytes: each input and output once, and one for the argmax. Arithmetic: 4 instructions a tap and
-// element for max, 2 for the rest, and some 50 a target to find it. Memory limits all but 3x3
-// windows that are one apart.
+// element for max, 2 for the rest, and two or three hundred to find a target. Memory limits all but
+// 3x3 windows that are one apart.
 #include <algorithm>
 #include <type_traits>
 
@@ -161,7 +162,7 @@ void pool(const Pooling2d<Windows>& pooling, const Input& source, const Output& 
   });
 }
 
-// Where output `at` has its maximum, along each axis; false if nowhere in the input.
+// Where an output has its maximum, along each axis; that may be outside of the input.
 template <typename Windows>
 struct Places {
   Windows rows, columns;

@@ -144,7 +144,7 @@ class Sources {
 
  private:
   __device__ __forceinline__ int64_t tap_between(int64_t input, int64_t output) const {
-    return ask(windows_, [=](const auto& w) { return w.tap(input, output); });
+    return windows_.tap(input, output);
   }
 
   const Windows& windows_;
