@@ -1,9 +1,9 @@
 // Pooling (D2L 7.5): the maximum or the average of each window, and the adjoints.
 // csrc/cuda/pool2d.cuh has what happens at a target, csrc/common/window.h has the windows.
 //
-// Tiling: what a window sees is found once and used for several channels: a packet of 16 bytes where
-// they lie side by side, else four that are apart. Lanes follow the memory: channels first, or
-// columns. Windows of 2x2 and 3x3, the usual ones, are compiled for their sizes: no division, no
+// Tiling: what a window sees is found once and used for several channels: a packet of 16 bytes
+// where they lie side by side, else four that are apart. Lanes follow the memory: channels first,
+// or columns. Windows of 2x2 and 3x3, the usual ones, are compiled for their sizes: no division, no
 // loop, all loads in flight at once; overlapping windows share the first-level cache. Large windows
 // that lie apart, or are few, are split among a team of threads.
 //
