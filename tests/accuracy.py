@@ -71,7 +71,7 @@ def _largest(x: Tensor) -> float:
 
 def layouts(x: Tensor) -> dict[str, Tensor]:
     """The same (N, C, H, W) image in every memory layout that kernels treat differently."""
-    around = torch.full([2 * size for size in x.shape], torch.nan, dtype=x.dtype)
+    around = x.new_full([2 * size for size in x.shape], torch.nan)
     spread = around[::2, ::2, ::2, ::2]
     return {
         "contiguous": x.contiguous(),

@@ -24,6 +24,9 @@ from benchmarks.measure import Row, measure
 from benchmarks.summary import families
 from examples import networks
 from examples.lenet import lenet
+from tests.device import cpu_only
+
+pytestmark = cpu_only
 
 
 def third(x: Tensor) -> Tensor:
