@@ -90,7 +90,7 @@ def cuda_cases() -> list[Case]:
             _case((32, 256, 56, 56), 512, 1, stride=2, **nhwc),
             _case((32, 128, 56, 56), 128, 3, stride=2, padding=1, **nhwc),
             _case((32, 128, 112, 112), 128, 3, padding=1, **nhwc),  # VGG
-            _case((32, 256, 56, 56), 256, 3, padding=1, quick=True, **nhwc),
+            _case((32, 256, 56, 56), 256, 3, padding=1, **nhwc),
             _case((32, 512, 28, 28), 512, 3, padding=1, **nhwc),
         ),
         *of_family(
@@ -108,7 +108,7 @@ def cuda_cases() -> list[Case]:
         ),
         *of_family(
             "corr2d TF32",
-            _case((32, 64, 56, 56), 64, 3, padding=1, channels_last=True, tf32=True, quick=True),
+            _case((32, 64, 56, 56), 64, 3, padding=1, channels_last=True, tf32=True),
             _case((32, 256, 14, 14), 256, 3, padding=1, channels_last=True, tf32=True),
         ),
         *of_family(

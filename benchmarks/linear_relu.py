@@ -52,7 +52,7 @@ def cuda_cases() -> list[Case]:
         *of_family(
             "linear_relu bfloat16, float16",
             _case(4096, 4096, 4096, dtype=bfloat16, quick=True),
-            _case(8192, 8192, 8192, dtype=bfloat16, quick=True),
+            _case(8192, 8192, 8192, dtype=bfloat16),
             _case(4096, 4096, 4096, dtype=torch.float16),
             _case(4096, 4096, 4096, dtype=bfloat16, relu=False),
             _case(1000, 1111, 777, dtype=bfloat16),
@@ -69,7 +69,7 @@ def cuda_cases() -> list[Case]:
             _case(4096, 4096, 4096, quick=True),
             _case(256, 784, 256),  # the book's perceptron
         ),
-        *of_family("linear_relu TF32", _case(4096, 4096, 4096, tf32=True, quick=True)),
+        *of_family("linear_relu TF32", _case(4096, 4096, 4096, tf32=True)),
     ]
 
 
