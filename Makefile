@@ -1,6 +1,6 @@
 # Everything but `make gpu` runs in .venv, which every target brings up to date first. Needs no more
-# than Python 3.10 or later, make and a C++17 compiler. PYTHON=... chooses the Python, MAX_JOBS=... how
-# many compilers run at once, RESULTS=... where `make bench` and `make gpu` write.
+# than Python 3.10 or later, make and a C++17 compiler. PYTHON=... chooses the Python, MAX_JOBS=...
+# how many compilers run at once, RESULTS=... where `make bench` and `make gpu` write.
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
@@ -30,13 +30,14 @@ bench: venv
 test: venv
 	$(BIN)/python -m pytest
 
-# With a GPU, offline and with what $(PYTHON) has: builds, and then tests, sanitizes and measures, each
-# within its time and whether or not the others failed. The logs go where the results go.
+# With a GPU, offline and with what $(PYTHON) has: builds, and then tests, sanitizes and measures,
+# each within its time and whether or not the others failed. Logs go where the results go.
 LOGS = $(or $(RESULTS),build/gpu)
 WITHIN = timeout --signal=INT --kill-after=20
-# pytest's plugins for several processes, and for tests that hang, where they are installed.
-PYTEST_PLUGINS = $(shell $(PYTHON) -c 'from importlib.util import find_spec as has; \
-	print("-n auto --dist worksteal" * bool(has("xdist")), "--timeout 60" * bool(has("pytest_timeout")))')
+# For tests side by side, and against tests that hang, if pytest has those plugins.
+PLUGINS = $(shell $(PYTHON) -c 'from importlib.util import find_spec as has; print( \
+	"-n auto --dist worksteal" if has("xdist") else "", \
+	"--timeout 90 --timeout-method thread" if has("pytest_timeout") else "")')
 SANITIZER = PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(WITHIN) 90 compute-sanitizer --error-exitcode 1
 gpu-%: export PYTHONUNBUFFERED = 1
 
@@ -49,8 +50,8 @@ gpu-build:
 		$(PYTHON) -m d2lops.info) 2>&1 | tee $(LOGS)/build.log
 
 gpu-test: gpu-build
-	D2LOPS_TEST_DEVICE=cuda $(WITHIN) 180 $(PYTHON) -m pytest $(PYTEST_PLUGINS) \
-		--tb=short --durations=10 2>&1 | tee $(LOGS)/test.log
+	D2LOPS_TEST_DEVICE=cuda OMP_NUM_THREADS=1 $(WITHIN) 180 \
+		$(PYTHON) -m pytest $(PLUGINS) --tb=short --durations=10 2>&1 | tee $(LOGS)/test.log
 
 gpu-sanitize: gpu-build
 	$(MAKE) --keep-going --jobs=3 --output-sync memcheck racecheck initcheck 2>&1 | \

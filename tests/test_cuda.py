@@ -356,4 +356,4 @@ except (ImportError, NotImplementedError) as error:
 """
         result = run_python("-c", script, path=package.parent)
         assert result.returncode == 0, result.stderr
-        assert "cuda" in result.stdout
+        assert result.stdout.startswith("d2lops has no CUDA kernels here: not built")
