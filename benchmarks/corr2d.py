@@ -85,10 +85,8 @@ def cuda_cases() -> list[Case]:
             "corr2d bfloat16 channels_last",
             _case((32, 64, 56, 56), 64, 3, padding=1, quick=True, **nhwc),  # ResNet
             _case((32, 256, 14, 14), 256, 3, padding=1, **nhwc),
-            _case((32, 512, 7, 7), 512, 3, padding=1, **nhwc),
             _case((32, 64, 56, 56), 256, 1, quick=True, **nhwc),
             _case((32, 256, 56, 56), 512, 1, stride=2, **nhwc),
-            _case((32, 128, 56, 56), 128, 3, stride=2, padding=1, **nhwc),
             _case((32, 128, 112, 112), 128, 3, padding=1, **nhwc),  # VGG
             _case((32, 256, 56, 56), 256, 3, padding=1, **nhwc),
             _case((32, 512, 28, 28), 512, 3, padding=1, **nhwc),

@@ -51,7 +51,6 @@ def cuda_cases() -> list[Case]:
         _case("LeNet", lenet, batch=256, size=28, quick=True),
         _case("AlexNet", networks.alexnet, batch=128, size=224, quick=True, **bfloat16),
         _case("AlexNet", networks.alexnet, batch=128, size=224, fused=True, **bfloat16),
-        _case("VGG-11", networks.vgg11, batch=64, size=224, **bfloat16),
         _case("VGG-11", networks.vgg11, batch=64, size=224, fused=True, **bfloat16),
     ]
 
