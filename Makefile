@@ -38,7 +38,7 @@ WITHIN = timeout --signal=INT --kill-after=20
 PLUGINS = $(shell $(PYTHON) -c 'from importlib.util import find_spec as has; print( \
 	"-n auto --dist worksteal" if has("xdist") else "", \
 	"--timeout 90 --timeout-method thread" if has("pytest_timeout") else "")')
-SANITIZER = PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(WITHIN) 90 compute-sanitizer --error-exitcode 1
+SANITIZER = PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(WITHIN) 120 compute-sanitizer --error-exitcode 1
 gpu-%: export PYTHONUNBUFFERED = 1
 
 gpu:
