@@ -60,7 +60,7 @@ gpu-sanitize: gpu-build
 memcheck racecheck:
 	$(SANITIZER) --tool $@ --kernel-name kns=d2lops $(PYTHON) -m tests.sanitize
 
-initcheck: # of all kernels: what torch's have written would count as never written
+initcheck: # torch's kernels too, or what they write would count as never written
 	$(SANITIZER) --tool $@ $(PYTHON) -m tests.sanitize
 
 gpu-bench: gpu-build
