@@ -1,6 +1,8 @@
-# Everything runs in .venv, which every target brings up to date first. Needs no more than Python 3.10
-# or later, make and a C++17 compiler. PYTHON=... chooses the Python, MAX_JOBS=... how many compilers
-# run at once, RESULTS=... where `make bench` writes.
+# Everything but `make gpu` runs in .venv, which every target brings up to date first. Needs no more
+# than Python 3.10 or later, make and a C++17 compiler. PYTHON=... chooses the Python, MAX_JOBS=...
+# how many compilers run at once, RESULTS=... where `make bench` and `make gpu` write.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 BIN := .venv/bin
 # Named in every installation: left to choose a torch, pip may take one that brings gigabytes of CUDA.
@@ -8,6 +10,7 @@ TORCH := torch==2.13.0
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: venv bench test lint format clean
+.PHONY: gpu gpu-build gpu-test gpu-sanitize gpu-bench memcheck racecheck initcheck
 
 venv: .venv/installed
 
@@ -26,6 +29,42 @@ bench: venv
 
 test: venv
 	$(BIN)/python -m pytest
+
+# With a GPU, offline and with what $(PYTHON) has: builds, and then tests, sanitizes and measures,
+# each within its time and whether or not the others failed. Logs go where the results go.
+LOGS = $(or $(RESULTS),build/gpu)
+WITHIN = timeout --signal=INT --kill-after=20
+# For tests side by side, and against tests that hang, if pytest has those plugins.
+PLUGINS = $(shell $(PYTHON) -c 'from importlib.util import find_spec as has; print( \
+	"-n auto --dist worksteal" if has("xdist") else "", \
+	"--timeout 90 --timeout-method thread" if has("pytest_timeout") else "")')
+SANITIZER = PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(WITHIN) 120 compute-sanitizer --error-exitcode 1
+gpu-%: export PYTHONUNBUFFERED = 1
+
+gpu:
+	$(MAKE) --keep-going --jobs=1 gpu-test gpu-sanitize gpu-bench
+
+gpu-build:
+	mkdir -p $(LOGS)
+	(nvidia-smi && D2LOPS_CUDA=1 $(PYTHON) setup.py build_ext --inplace && \
+		$(PYTHON) -m d2lops.info) 2>&1 | tee $(LOGS)/build.log
+
+gpu-test: gpu-build
+	D2LOPS_TEST_DEVICE=cuda OMP_NUM_THREADS=1 $(WITHIN) 180 \
+		$(PYTHON) -m pytest $(PLUGINS) --tb=short --durations=10 2>&1 | tee $(LOGS)/test.log
+
+gpu-sanitize: gpu-build
+	$(MAKE) --keep-going --jobs=3 --output-sync memcheck racecheck initcheck 2>&1 | \
+		tee $(LOGS)/sanitize.log
+
+memcheck racecheck:
+	$(SANITIZER) --tool $@ --kernel-name kns=d2lops $(PYTHON) -m tests.sanitize
+
+initcheck: # torch's kernels too, or what they write would count as never written
+	$(SANITIZER) --tool $@ $(PYTHON) -m tests.sanitize
+
+gpu-bench: gpu-build
+	$(WITHIN) 270 $(PYTHON) -m benchmarks --device cuda 2>&1 | tee $(LOGS)/bench.log
 
 lint: venv
 	$(BIN)/ruff check .

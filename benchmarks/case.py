@@ -1,12 +1,14 @@
 """One thing to measure: an operator on inputs of given shapes, ours and torch's."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from benchmarks import device
 from d2lops import functional
 
 FORWARD, TRAINING, STEP = "forward", "forward + backward", "training step"
@@ -47,6 +49,7 @@ class Case:
         family: with which other cases it is summarised.
         theirs: the same in torch, eager: what the operator's documentation calls its equivalent.
         backward: what the gradients of all inputs cost beyond `forward`.
+        tf32: whether products of float32 may be computed in TF32, on both sides.
         quick: whether it belongs to the quick set.
         exact: from an output, the function that it should be the value of. Needed where that is not
             `theirs`: a random mask, a ReLU at a rounding error's distance from zero.
@@ -64,8 +67,19 @@ class Case:
     backward: Work
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
+    tf32: bool = False
     quick: bool = False
     exact: Callable[[Tensor], Callable[..., Tensor]] | None = None
+
+    @property
+    def eps(self) -> float:
+        """The rounding of a factor of a product."""
+        return 2**-10 if self.tf32 else torch.finfo(self.dtype).eps
+
+    @property
+    def python_counts(self) -> bool:
+        """Whether the time to launch kernels counts on a GPU as well: nothing hides it."""
+        return self.family == "tiny"
 
     @property
     def layout(self) -> str:
@@ -88,7 +102,8 @@ class Case:
         """
         tensors = []
         for i, shape in enumerate(map(torch.Size, self.shapes)):
-            x = torch.randn(shape) / (1 if i == 0 else max(1, shape[1:].numel()) ** 0.5)
+            scale = 1 if i == 0 else max(1, shape[1:].numel()) ** 0.5
+            x = torch.randn(shape, device=device.name) / scale
             last = self.channels_last and x.dim() == 4
             x = x.to(
                 self.dtype, memory_format=torch.channels_last if last else torch.contiguous_format
@@ -107,6 +122,24 @@ class Case:
     def comparison(self, mode: str) -> Comparison:
         exact = self.exact or (lambda output: self.theirs)
         return Comparison(self.ours, self.theirs, exact, self.arguments(mode))
+
+
+def of_family(family: str, *cases: Case) -> list[Case]:
+    return [replace(case, family=family) for case in cases]
+
+
+@contextlib.contextmanager
+def tf32_allowed(allowed: bool) -> Iterator[None]:
+    """Torch's switches for products and convolutions, which d2lops obeys as well."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
 
 
 def own(name: str) -> Callable[..., Tensor]:

@@ -51,7 +51,7 @@ class Pair(NamedTuple):
 def compare(old: Path, new: Path, console: Console) -> bool:
     """Prints a table; whether there is no regression."""
     before, after = _load(old), _load(new)
-    for name in ("processor", "threads", "library", "torch"):
+    for name in ("gpu", "processor", "threads", "library", "torch"):
         values = [run["environment"].get(name) for run in (before, after)]
         if values[0] != values[1]:
             console.print(f"[yellow]{name} differs: {values[0]} → {values[1]}")

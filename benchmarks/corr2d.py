@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import Case, Work, numel, output_size, own, short
+from benchmarks.case import Case, Work, numel, of_family, output_size, own, short
 from benchmarks.linear_relu import masked_by_relu
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -76,6 +76,50 @@ def cases() -> list[Case]:
     ]
 
 
+def cuda_cases() -> list[Case]:
+    half = {"dtype": torch.bfloat16}
+    nhwc = {**half, "channels_last": True}
+    return [
+        _case((1, 16, 12, 12), 16, 3, padding=1, tiny=True, quick=True),
+        *of_family(
+            "corr2d bfloat16 channels_last",
+            _case((32, 64, 56, 56), 64, 3, padding=1, quick=True, **nhwc),  # ResNet
+            _case((32, 256, 14, 14), 256, 3, padding=1, **nhwc),
+            _case((32, 64, 56, 56), 256, 1, quick=True, **nhwc),
+            _case((32, 256, 56, 56), 512, 1, stride=2, **nhwc),
+            _case((32, 128, 112, 112), 128, 3, padding=1, **nhwc),  # VGG
+            _case((32, 256, 56, 56), 256, 3, padding=1, **nhwc),
+            _case((32, 512, 28, 28), 512, 3, padding=1, **nhwc),
+        ),
+        *of_family(
+            "corr2d bfloat16 NCHW, bias and ReLU",
+            _case((32, 64, 56, 56), 64, 3, padding=1, relu=True, quick=True, **half),
+            _case((32, 256, 14, 14), 256, 3, padding=1, relu=True, **half),
+            _case((32, 256, 56, 56), 256, 3, padding=1, relu=True, **half),
+        ),
+        *of_family(
+            "corr2d float32",
+            _case((32, 64, 56, 56), 64, 3, padding=1, quick=True),
+            _case((32, 256, 14, 14), 256, 3, padding=1),
+            _case((32, 128, 28, 28), 128, 3, padding=1, channels_last=True),
+            _case((32, 256, 56, 56), 64, 1),
+        ),
+        *of_family(
+            "corr2d TF32",
+            _case((32, 64, 56, 56), 64, 3, padding=1, channels_last=True, tf32=True),
+            _case((32, 256, 14, 14), 256, 3, padding=1, channels_last=True, tf32=True),
+        ),
+        *of_family(
+            "corr2d first layers, depthwise",
+            _case((32, 3, 224, 224), 64, 7, stride=2, padding=3, quick=True, **nhwc),  # ResNet
+            _case((32, 3, 224, 224), 64, 3, padding=1),  # VGG
+            _case((256, 1, 28, 28), 6, 5, padding=2),  # LeNet
+            _case((32, 96, 112, 112), 96, 3, padding=1, groups=96, quick=True, **nhwc),
+            _case((32, 144, 56, 56), 144, 5, stride=2, padding=2, groups=144),
+        ),
+    ]
+
+
 def _case(
     image: tuple[int, ...],
     out_channels: int,
@@ -83,6 +127,7 @@ def _case(
     relu: bool = False,
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
+    tf32: bool = False,
     tiny: bool = False,
     quick: bool = False,
     **geometry: int,
@@ -117,6 +162,7 @@ def _case(
         ),
         dtype=dtype,
         channels_last=channels_last,
+        tf32=tf32,
         quick=quick,
         exact=masked_by_relu(conv) if relu else None,
     )

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import Case, Work, numel, own
+from benchmarks.case import Case, Work, numel, of_family, own
 
 
 def cases() -> list[Case]:
@@ -26,6 +26,22 @@ def cases() -> list[Case]:
         _case((1000, 1000), p=0.5, dtype=torch.float16),
         _case((1000, 1000), p=0.5, dtype=torch.float64),
         _case((64, 84), p=0.2, dtype=torch.bfloat16),
+    ]
+
+
+def cuda_cases() -> list[Case]:
+    hundred_million, bfloat16 = (10_000, 10_000), torch.bfloat16
+    return [
+        _case((1, 16, 12, 12), p=0.5, tiny=True, quick=True),
+        *of_family(
+            "dropout",
+            _case(hundred_million, p=0.5, quick=True),
+            _case(hundred_million, p=0.5, dtype=bfloat16, quick=True),
+            _case(hundred_million, p=0.1, dtype=bfloat16),
+            _case((64, 64, 112, 112), p=0.5, dtype=bfloat16, channels_last=True),
+            _case((4096, 4096), p=0.1),
+            _case((1000, 999), p=0.9),
+        ),
     ]
 
 

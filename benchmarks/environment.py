@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 
 import d2lops
+from benchmarks.device import on_gpu
 from d2lops import backends
 
 
 def environment() -> dict[str, str | int | float]:
     return {
+        **(_gpu() if on_gpu() else {}),
         "processor": _processor(),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
@@ -25,6 +27,18 @@ def environment() -> dict[str, str | int | float]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes"),
+    }
+
+
+def _gpu() -> dict[str, str]:
+    """Its clocks, too: some machines keep them low."""
+    query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,clocks.max.mem,power.limit"]
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "driver, clocks, power": _output([*query, "--format=csv,noheader", "--id=0"]),
+        "cuda": f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}",
+        "torch's convolutions": "the fastest found (cudnn.benchmark)",
+        "TF32": "in the rows that say so, on both sides",
     }
 
 
@@ -43,8 +57,11 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return _output(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"])
+
+
+def _output(command: list[str]) -> str:
     try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "not in a git repository"
+        return f"{command[0]} does not tell"

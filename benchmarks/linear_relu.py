@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import Case, Work, numel, own, short
+from benchmarks.case import Case, Work, numel, of_family, own, short
 
 LARGE = 100e6  # flops
 
@@ -42,6 +42,34 @@ def cases() -> list[Case]:
             for dtype in (torch.bfloat16, torch.float16)
             for m, k, n in ((512, 1024, 1024), (64, 4096, 4096), (333, 777, 111))
         ),
+    ]
+
+
+def cuda_cases() -> list[Case]:
+    bfloat16 = torch.bfloat16
+    return [
+        _case(1, 2304, 84, tiny=True, quick=True),
+        *of_family(
+            "linear_relu bfloat16, float16",
+            _case(4096, 4096, 4096, dtype=bfloat16, quick=True),
+            _case(8192, 8192, 8192, dtype=bfloat16),
+            _case(4096, 4096, 4096, dtype=torch.float16),
+            _case(4096, 4096, 4096, dtype=bfloat16, relu=False),
+            _case(1000, 1111, 777, dtype=bfloat16),
+        ),
+        *of_family(
+            "linear_relu bfloat16, small K or batch",
+            _case(65_536, 64, 256, dtype=bfloat16, quick=True),
+            _case(16_384, 128, 1024, dtype=bfloat16),
+            _case(256, 6400, 4096, dtype=bfloat16),  # AlexNet
+            _case(16, 4096, 4096, dtype=bfloat16),
+        ),
+        *of_family(
+            "linear_relu float32",
+            _case(4096, 4096, 4096, quick=True),
+            _case(256, 784, 256),  # the book's perceptron
+        ),
+        *of_family("linear_relu TF32", _case(4096, 4096, 4096, tf32=True)),
     ]
 
 

@@ -2,21 +2,23 @@
 
 All sides get the same tensors, other ones from call to call. Inputs, and the gradient that enters
 backward, are made before any clock starts. Results are compared for tensors that were not timed, so
-that no answer can have been remembered.
+that no answer can have been remembered, in memory full of NaN, so that none can have been left out.
 """
 
-import itertools
+import contextlib
+import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.benchmark import Timer
 
-from benchmarks.case import FORWARD, Arguments, Case, short
+from benchmarks.case import FORWARD, Arguments, Case, short, tf32_allowed
+from benchmarks.clock import Clock, calls_for, gpu_clock, wall_clock
+from benchmarks.device import on_gpu
 from benchmarks.kept import kept_bytes
-from benchmarks.limits import POOL, calls_for, least_seconds
+from benchmarks.limits import POOL, least_seconds
 
 ROUNDS = 9
 
@@ -72,19 +74,32 @@ def measure(
     compiled: Callable[..., Tensor] | None = None,
     not_compiled: str = "torch.compile was not asked for",
 ) -> Row:
+    with tf32_allowed(case.tf32):
+        return _measure(case, mode, compiled, not_compiled)
+
+
+def _measure(
+    case: Case, mode: str, compiled: Callable[..., Tensor] | None, not_compiled: str
+) -> Row:
     sides = [case.ours, case.theirs] + [compiled] * (compiled is not None)
-    times = _times_in_turns(sides, [case.arguments(mode) for _ in range(POOL)])
+    pool = [case.arguments(mode) for _ in range(POOL)]
+    clock = gpu_clock if on_gpu() and not case.python_counts else wall_clock
+    # A GPU that only the wall clock watches has to be kept busy for longer than it takes to start.
+    seconds = 0.05 if on_gpu() and case.python_counts else 0.01
+    times = _times_in_turns(
+        [clock(call, [(function, arguments) for arguments in pool]) for function in sides], seconds
+    )
     seconds, torch_seconds, *compiled_seconds = map(statistics.median, times)
     ours_spread, torch_spread, *compiled_spread = map(_spread, times)
     work = case.work(mode)
-    least, limited_by = least_seconds(work, case.dtype)
+    least, limited_by = least_seconds(work, case.dtype, case.tf32)
     ours_kept, torch_kept, outputs = _kept(case, mode)
     ours_error, torch_error = _worst_errors(case, mode)
     return Row(
         operator=case.operator,
         family=case.family,
         case=case.name,
-        dtype=short(case.dtype),
+        dtype="TF32" if case.tf32 else short(case.dtype),
         layout=case.layout,
         mode=mode,
         threads=torch.get_num_threads(),
@@ -117,22 +132,15 @@ def call(function: Callable[..., Tensor], arguments: Arguments) -> tuple[Tensor,
     return output, *torch.autograd.grad(output, arguments.inputs, arguments.gradient)
 
 
-def _times_in_turns(sides: list[Callable[..., Tensor]], pool: list[Arguments]) -> list[list[float]]:
-    """Each side's seconds per call in each round; who is first goes round."""
-    timers = [_timer(function, pool) for function in sides]
-    calls = [calls_for(timer, seconds=0.01) for timer in timers]
+def _times_in_turns(sides: list[Clock], seconds: float) -> list[list[float]]:
+    """Each side's seconds per call in each round of that length; who is first goes round."""
+    calls = [calls_for(clock, seconds) for clock in sides]
     times: list[list[float]] = [[] for _ in sides]
     for round in range(ROUNDS):
         for turn in range(len(sides)):
             side = (round + turn) % len(sides)
-            times[side].append(timers[side].timeit(calls[side]).mean)
+            times[side].append(sides[side](calls[side]))
     return times
-
-
-def _timer(function: Callable[..., Tensor], pool: list[Arguments]) -> Timer:
-    names = {"call": call, "function": function, "turns": itertools.cycle(pool)}
-    statement = "call(function, next(turns))"
-    return Timer(statement, globals=names, num_threads=torch.get_num_threads())
 
 
 def _spread(times: list[float]) -> float:
@@ -154,7 +162,11 @@ def _worst_errors(case: Case, mode: str) -> tuple[float | None, float | None]:
     ours, theirs, exact, arguments = case.comparison(mode)
     try:
         pairs = list(
-            zip(_errors(ours, exact, arguments), _errors(theirs, exact, arguments), strict=True)
+            zip(
+                _errors(ours, exact, arguments, case.eps),
+                _errors(theirs, exact, arguments, case.eps),
+                strict=True,
+            )
         )
     except AssertionError as error:
         raise AssertionError(f"{case.operator}, {case.name}: {error}") from None
@@ -168,18 +180,37 @@ def _errors(
     function: Callable[..., Tensor],
     exact: Callable[[Tensor], Callable[..., Tensor]],
     arguments: Arguments,
+    eps: float,
 ) -> list[float]:
     """Largest error of the output and of each gradient; raises where it is more than rounding."""
+    _poison(function, arguments)
     results = call(function, arguments)
-    exact_results = call(exact(results[0]), _in_float64(arguments))
+    with _without_search():
+        exact_results = call(exact(results[0]), _in_float64(arguments))
     errors = []
     for result, right in zip(results, exact_results, strict=True):
         difference = result.detach().double() - right.detach()
-        rounding = torch.finfo(result.dtype).eps ** 0.5  # half of the digits are right
+        rounding = eps**0.5  # half of the digits are right
         if not difference.norm() <= rounding * right.norm():
             raise AssertionError("a result is wrong")
         errors.append(difference.abs().max().item())
     return errors
+
+
+def _poison(function: Callable[..., Tensor], arguments: Arguments) -> None:
+    """Leaves NaN in memory of the size of the results, which the next ones then get."""
+    results = call(function, arguments)
+    _ = [torch.full_like(x.detach(), math.nan) for x in (*results, *results)]
+
+
+@contextlib.contextmanager
+def _without_search() -> Iterator[None]:
+    """cuDNN's search for the fastest convolution takes seconds in float64, and this one is all."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _in_float64(arguments: Arguments) -> Arguments:

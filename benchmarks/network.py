@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 import d2lops.nn
+from benchmarks import device
 from benchmarks.case import STEP, Arguments, Case, Comparison, Work
 from examples import networks
 from examples.lenet import lenet
@@ -44,16 +45,29 @@ def cases() -> list[Case]:
     ]
 
 
+def cuda_cases() -> list[Case]:
+    bfloat16 = {"dtype": torch.bfloat16, "channels_last": True}
+    return [
+        _case("LeNet", lenet, batch=256, size=28, quick=True),
+        _case("AlexNet", networks.alexnet, batch=128, size=224, quick=True, **bfloat16),
+        _case("AlexNet", networks.alexnet, batch=128, size=224, fused=True, **bfloat16),
+        _case("VGG-11", networks.vgg11, batch=64, size=224, fused=True, **bfloat16),
+    ]
+
+
 def _case(
     name: str,
     build: Callable[..., torch.nn.Module],
     batch: int,
     size: int,
     fused: bool = False,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
     quick: bool = False,
 ) -> Case:
     images = (batch, 1, size, size)
-    twins = Twins(build, fused, images)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    twins = Twins(build, fused, images, dtype, layout)
     return TrainingStep(
         operator="network",
         family="network" + ", fused layers" * fused,
@@ -64,6 +78,8 @@ def _case(
         twins=twins,
         forward=Work(0),
         backward=Work(0),
+        dtype=dtype,
+        channels_last=channels_last,
         quick=quick,
     )
 
@@ -87,9 +103,15 @@ class Twins:
     """The network in d2lops and in torch, with the same weights, built when first asked for."""
 
     def __init__(
-        self, build: Callable[..., torch.nn.Module], fused: bool, images: tuple[int, ...]
+        self,
+        build: Callable[..., torch.nn.Module],
+        fused: bool,
+        images: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+        layout: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self.build, self.fused, self.images = build, fused, images
+        self.dtype, self.layout = dtype, layout
 
     @functools.cached_property
     def theirs(self) -> Step:
@@ -104,13 +126,14 @@ class Twins:
     def _built(self, nn: ModuleType, **fused: bool) -> torch.nn.Module:
         network = self.build(nn, **fused)
         network(torch.zeros(1, *self.images[1:]))  # lazy layers learn their sizes
-        return network
+        return network.to(device.name, self.dtype, memory_format=self.layout)
 
     def flops(self) -> int:
         """Of products, forward and backward; the images get no gradient."""
         network = copy.deepcopy(self.theirs.network).to("meta")
         with FlopCounterMode(display=False) as counter:
-            network(torch.zeros(self.images, device="meta")).sum().backward()
+            images = torch.zeros(self.images, dtype=self.dtype, device="meta")
+            network(images).sum().backward()
         return counter.get_total_flops()
 
 
@@ -122,11 +145,16 @@ class TrainingStep(Case):
 
     twins: Twins
 
+    @property
+    def python_counts(self) -> bool:
+        return True
+
     def work(self, mode: str) -> Work:
         return Work(bytes=0, flops=self.twins.flops())
 
     def arguments(self, mode: str) -> Arguments:
-        return Arguments((*self.inputs(), torch.randint(CLASSES, self.shapes[0][:1])))
+        labels = torch.randint(CLASSES, self.shapes[0][:1], device=device.name)
+        return Arguments((*self.inputs(), labels))
 
     def compiled(self) -> Step:
         """Forward and backward are compiled; the optimizer's few calls are not."""

@@ -52,7 +52,7 @@ def plot(path: Path, environment: dict, rows: list[Row]) -> None:
     axes.set_xlabel("speed-up over torch, eager; bars and numbers: geometric mean")
     figure.suptitle(
         f"d2lops {environment['d2lops']} against torch {environment['torch']}: "
-        f"{environment['processor']}, {environment['threads']} threads",
+        + environment.get("gpu", f"{environment['processor']}, {environment['threads']} threads"),
         fontsize=10,
     )
     for mode in dict.fromkeys(row.mode for row in rows):

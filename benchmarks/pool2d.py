@@ -60,6 +60,28 @@ def cases() -> list[Case]:
     ]
 
 
+def cuda_cases() -> list[Case]:
+    stem, late, bfloat16 = (128, 64, 112, 112), (256, 2048, 7, 7), torch.bfloat16  # ResNet's
+    return [
+        _case("max_pool2d", (1, 16, 12, 12), 2, tiny=True, quick=True),
+        # Windows over contiguous images.
+        _case("max_pool2d", stem, 3, 2, 1, quick=True),
+        _case("max_pool2d", stem, 3, 2, 1, dtype=bfloat16),
+        _case("max_pool2d", stem, 2),
+        _case("max_pool2d", (128, 192, 28, 28), 3, 1, 1, dtype=bfloat16),  # GoogLeNet
+        _case("avg_pool2d", stem, 2, dtype=bfloat16),
+        _case("avg_pool2d", (256, 6, 28, 28), 2),  # LeNet
+        # Channels last.
+        _case("max_pool2d", stem, 3, 2, 1, dtype=bfloat16, channels_last=True, quick=True),
+        _case("max_pool2d", stem, 2, dtype=bfloat16, channels_last=True),
+        _case("avg_pool2d", stem, 3, 2, 1, dtype=bfloat16, channels_last=True),
+        # Adaptive and global.
+        _case("adaptive_avg_pool2d", late, 1, dtype=bfloat16, channels_last=True, quick=True),
+        _case("adaptive_avg_pool2d", late, 1, dtype=bfloat16),
+        _case("adaptive_max_pool2d", (64, 256, 30, 30), 7),
+    ]
+
+
 def _case(
     function: str,
     shape: tuple[int, ...],

@@ -1,4 +1,4 @@
-"""The measurements as tables on the terminal, and as JSON and CSV."""
+"""The measurements as tables on the terminal, and as JSON, CSV and Markdown."""
 
 import csv
 import json
@@ -11,13 +11,15 @@ from rich.table import Table
 
 from benchmarks.measure import Row
 from benchmarks.plot import plot
-from benchmarks.summary import families, quotient
+from benchmarks.summary import families, markdown, quotient
 
 CAPTION = (
-    "Times: median of a call. Of limit: the time that copying the bytes, or doing the flops in "
-    "registers, takes this machine, as a share of ours. Kept: memory that waits for backward "
-    "beside inputs and output, in bytes per element of the output, ours and torch's. Error: the "
-    "largest against float64, of the output or of a gradient, in multiples of torch's own."
+    "Times: median of a call; on a GPU the GPU's time, its caches cold, but for tiny cases and "
+    "networks, where launches count. Of limit: the time that copying the bytes, or doing the flops "
+    "in registers or on tensor cores, takes this machine, as a share of ours. Kept: memory that "
+    "waits for backward beside inputs and output, in bytes per element of the output, ours and "
+    "torch's. Error: the largest against float64, of the output or of a gradient, in multiples of "
+    "torch's own."
 )
 NUMBERS = ("ours", "torch", "speed-up", "compiled", "speed-up", "rate", "of limit", "kept", "error")
 
@@ -76,10 +78,10 @@ def print_families(console: Console, rows: list[Row]) -> None:
     console.print(table)
 
 
-def write(folder: Path, environment: dict, limits: dict, rows: list[Row]) -> list[Path]:
-    """results.json, results.csv and speedup.png in the folder."""
+def write(folder: Path, stem: str, environment: dict, limits: dict, rows: list[Row]) -> list[Path]:
+    """The rows as JSON and CSV, the families as a Markdown table and a picture, in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / name for name in ("results.json", "results.csv", "speedup.png")]
+    files = [folder / f"{stem}.{suffix}" for suffix in ("json", "csv", "md", "png")]
     results = {
         "environment": environment,
         "limits": limits,
@@ -91,7 +93,8 @@ def write(folder: Path, environment: dict, limits: dict, rows: list[Row]) -> lis
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])
         writer.writeheader()
         writer.writerows(results["rows"])
-    plot(files[2], environment, rows)
+    files[2].write_text(markdown(results["families"]))
+    plot(files[3], environment, rows)
     return files
 
 

@@ -1,8 +1,10 @@
 """What the rows of a family have in common: the geometric mean of the speed-ups, and the least."""
 
+from collections import Counter
 from collections.abc import Iterable
 from statistics import geometric_mean
 
+from benchmarks.case import FORWARD, STEP, TRAINING, Case
 from benchmarks.measure import Row
 
 # What a speed-up is over, and the row's field that holds it.
@@ -34,6 +36,39 @@ def _over_rivals(rows: list[Row]) -> dict[str, dict]:
                 "rows": len(measured),
             }
     return summaries
+
+
+HEADER = """\
+| family | cases | forward: torch | torch.compile | forward + backward: torch | torch.compile |
+|---|--:|--:|--:|--:|--:|
+"""
+
+
+def markdown(found: dict[str, dict[str, dict[str, dict]]]) -> str:
+    """What `families` found, as a table; a training step counts as forward and backward."""
+    lines = []
+    for family, modes in found.items():
+        columns = (modes.get(FORWARD, {}), modes.get(TRAINING) or modes.get(STEP, {}))
+        cells = [_cell(column.get(rival)) for column in columns for rival in RIVALS]
+        count = max(column["torch"]["rows"] for column in columns if column)
+        lines.append(f"| {family} | {count} | {' | '.join(cells)} |\n")
+    return HEADER + "".join(lines)
+
+
+def not_measured(cases: Iterable[Case]) -> str:
+    """The same table, of what is yet to be measured."""
+    counts = Counter(case.family for case in cases)
+    cells = " | ".join(["not measured yet"] * 4)
+    return HEADER + "".join(f"| {family} | {n} | {cells} |\n" for family, n in counts.items())
+
+
+def _cell(summary: dict | None) -> str:
+    """The mean, and the worst in brackets."""
+    return "" if summary is None else f"{_short(summary['mean'])} ({_short(summary['worst'])})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if value < 2 else f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
 def quotient(value: float) -> str:

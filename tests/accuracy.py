@@ -24,9 +24,9 @@ def assert_as_accurate_as_torch(ours: Callable, theirs: Callable, *inputs: Tenso
     dtype = inputs[0].dtype
     torch.manual_seed(0)
     gradient = torch.randn(theirs(*inputs).shape, dtype=torch.float64).to(dtype)
-    ours_all = _outputs_and_gradients(ours, inputs, gradient)
-    exact_all = _outputs_and_gradients(theirs, [x.double() for x in inputs], gradient.double())
-    magnitudes = _outputs_and_gradients(
+    ours_all = outputs_and_gradients(ours, inputs, gradient)
+    exact_all = outputs_and_gradients(theirs, [x.double() for x in inputs], gradient.double())
+    magnitudes = outputs_and_gradients(
         theirs, [x.double().abs() for x in inputs], gradient.double().abs()
     )
     if dtype == torch.float64:
@@ -53,13 +53,13 @@ def assert_as_accurate_as_torch(ours: Callable, theirs: Callable, *inputs: Tenso
 
 def _errors(f: Callable, inputs: list[Tensor], gradient: Tensor) -> list[Tensor]:
     """What the dtype of the inputs costs f's output and gradients; 0 where they are not finite."""
-    exact = _outputs_and_gradients(f, [x.double() for x in inputs], gradient.double())
-    values = _outputs_and_gradients(f, inputs, gradient)
+    exact = outputs_and_gradients(f, [x.double() for x in inputs], gradient.double())
+    values = outputs_and_gradients(f, inputs, gradient)
     errors = [value.double() - e for value, e in zip(values, exact, strict=True)]
     return [torch.where(error.isfinite(), error, 0) for error in errors]
 
 
-def _outputs_and_gradients(f: Callable, inputs: list[Tensor], gradient: Tensor) -> list[Tensor]:
+def outputs_and_gradients(f: Callable, inputs: list[Tensor], gradient: Tensor) -> list[Tensor]:
     leaves = [x.detach().requires_grad_() for x in inputs]
     output = f(*leaves)
     return [output.detach(), *torch.autograd.grad(output, leaves, gradient)]
@@ -71,7 +71,7 @@ def _largest(x: Tensor) -> float:
 
 def layouts(x: Tensor) -> dict[str, Tensor]:
     """The same (N, C, H, W) image in every memory layout that kernels treat differently."""
-    around = torch.full([2 * size for size in x.shape], torch.nan, dtype=x.dtype)
+    around = x.new_full([2 * size for size in x.shape], torch.nan)
     spread = around[::2, ::2, ::2, ::2]
     return {
         "contiguous": x.contiguous(),

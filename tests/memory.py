@@ -6,9 +6,13 @@ import mmap
 import torch
 from torch import Tensor
 
+from tests.device import DEVICE
+
 
 def available_memory() -> int:
-    """Bytes that can be had without swapping; 0 where Linux does not say."""
+    """Bytes that can be had without swapping; 0 where Linux does not say. On a GPU, of its own."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.mem_get_info()[0]
     try:
         with open("/proc/meminfo") as lines:
             kilobytes = dict(line.split(":") for line in lines)["MemAvailable"].split()[0]

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from tests.device import on_cpu
+
 _WORD = 0xFFFFFFFF
 
 
@@ -27,6 +29,7 @@ def dropout_keeps(element: int, seed: int, p: float) -> bool:
     return words[word] >= math.ceil(p * 2**32)
 
 
+@on_cpu
 def dropout(x: Tensor, seed: int, p: float) -> Tensor:
     """Dropout, one element after the other."""
     y = torch.zeros(x.numel(), dtype=x.dtype)
@@ -39,6 +42,7 @@ def dropout(x: Tensor, seed: int, p: float) -> Tensor:
 # corr2d (D2L 7.2 and 7.4): the book's three functions, and what deep learning makes of them.
 
 
+@on_cpu
 def corr2d(X: Tensor, K: Tensor) -> Tensor:  # noqa: N803 - the book's names
     """One image (H, W), one kernel (R, S): at each place, the sum of products under the window."""
     height, width = X.shape[0] - K.shape[0] + 1, X.shape[1] - K.shape[1] + 1
@@ -51,16 +55,19 @@ def corr2d(X: Tensor, K: Tensor) -> Tensor:  # noqa: N803 - the book's names
     return Y
 
 
+@on_cpu
 def corr2d_multi_in(X: Tensor, K: Tensor) -> Tensor:  # noqa: N803
     """Images (C, H, W), kernels (C, R, S): the channels' results are summed."""
     return sum(corr2d(x, k) for x, k in zip(X, K, strict=True))
 
 
+@on_cpu
 def corr2d_multi_in_out(X: Tensor, K: Tensor) -> Tensor:  # noqa: N803
     """Images (C, H, W), kernels (K, C, R, S): one result for each output channel."""
     return torch.stack([corr2d_multi_in(X, k) for k in K])
 
 
+@on_cpu
 def conv2d(
     x: Tensor,
     weight: Tensor,
@@ -96,6 +103,7 @@ def conv2d(
 # linear_relu (D2L 3.1 and 5.1)
 
 
+@on_cpu
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(M, K) with (N, K): each row of x with each row of the weight."""
     y = torch.zeros(len(x), len(weight), dtype=x.dtype)
@@ -107,6 +115,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y
 
 
+@on_cpu
 def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The same, with what is negative set to zero."""
     y = linear(x, weight, bias)
@@ -120,6 +129,7 @@ def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 # pool2d (D2L 7.5).
 
 
+@on_cpu
 def pool2d(
     X: Tensor,  # noqa: N803 - the book's names
     pool_size: tuple[int, int],

@@ -12,8 +12,10 @@ import torch
 import d2lops
 from d2lops import backends, info
 from d2lops import functional as F
+from tests.device import cpu_only
 from tests.isolated import PACKAGE, run_python
 
+pytestmark = cpu_only
 LIBRARIES = sorted((PACKAGE / "lib").glob("*.so"))
 FIRST_USE = """
 import torch, d2lops

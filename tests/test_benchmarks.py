@@ -14,16 +14,19 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks import __main__ as main
-from benchmarks import corr2d, dropout, linear_relu, network, pool2d, report, returned, rival
-from benchmarks.case import FORWARD, STEP, TRAINING, Case, Work, own
+from benchmarks import clock, corr2d, dropout, linear_relu, network, pool2d, report, returned, rival
+from benchmarks.case import FORWARD, STEP, TRAINING, Case, Work, of_family, own
 from benchmarks.compare import compare
 from benchmarks.environment import environment
 from benchmarks.kept import kept_bytes
 from benchmarks.limits import copy_seconds, flops_per_second, least_seconds
 from benchmarks.measure import Row, measure
-from benchmarks.summary import families
+from benchmarks.summary import families, markdown, not_measured
 from examples import networks
 from examples.lenet import lenet
+from tests.device import cpu_only
+
+pytestmark = cpu_only
 
 
 def third(x: Tensor) -> Tensor:
@@ -86,7 +89,9 @@ def remembering(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "wrong", [torch.zeros_like, remembering, lambda x: third(x) + 1e-3], ids=["0", "cached", "off"]
+    "wrong",
+    [torch.zeros_like, torch.empty_like, remembering, lambda x: third(x) + 1e-3],
+    ids=["0", "not written", "cached", "off"],
 )
 def test_wrong_output_is_refused(wrong: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(AssertionError, match="dropout, a third: a result is wrong"):
@@ -142,13 +147,16 @@ def test_limits() -> None:
 def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(main, "compiled", lambda case, mode: (None, "no compiler today"))
     console = Console(record=True, width=150)
-    rows = main.run([tiny(third)], console)
+    rows, failures = main.run([tiny(third)], console)
+    assert not failures
     assert [row.mode for row in rows] == [FORWARD, TRAINING]
     report.print_table(console, rows)
     report.print_families(console, rows)
     text = console.export_text()
     assert "a third" in text and "thirds" in text and "no compiler today" in text
-    json_file, csv_file, png_file = report.write(tmp_path, environment(), main.limits(), rows)
+    files = report.write(tmp_path, "results", environment(), main.limits(), rows)
+    assert [path.name for path in files] == [f"results.{s}" for s in ("json", "csv", "md", "png")]
+    json_file, csv_file, md_file, png_file = files
     results = json.loads(json_file.read_text())
     assert set(results) == {"environment", "limits", "families", "rows"}
     assert {"processor", "cores", "threads", "torch", "d2lops", "commit", "library"} <= set(
@@ -159,7 +167,26 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         lines = list(csv.DictReader(file))
     assert list(lines[0]) == [field.name for field in fields(Row)]
     assert [float(line["ours_seconds"]) for line in lines] == [row.ours_seconds for row in rows]
+    assert md_file.read_text() == markdown(results["families"])
     assert png_file.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("illegal"), KeyboardInterrupt()], ids=str)
+def test_what_was_measured_is_not_lost(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(x: Tensor) -> Tensor:
+        raise error
+
+    monkeypatch.setattr(main, "compiled", lambda case, mode: (None, ""))
+    console = Console(record=True, width=150)
+    rows, failures = main.run([tiny(third), tiny(fails), tiny(third)], console)
+    if isinstance(error, KeyboardInterrupt):
+        assert (len(rows), failures) == (2, ["interrupted: not every case was measured"])
+    else:
+        assert (len(rows), len(failures)) == (4, 2)
+        assert failures[0] == "dropout: a third, torch.float32, forward: RuntimeError: illegal"
+    assert "dropout: a third, torch.float32, forward: " in console.export_text()
 
 
 def test_families_have_means_and_worst_cases() -> None:
@@ -181,6 +208,39 @@ def test_families_have_means_and_worst_cases() -> None:
     assert found["thirds"][FORWARD]["torch.compile"]["rows"] == 1
     assert list(found["thirds"][TRAINING]) == ["torch"]
     assert found["others"][FORWARD]["torch"]["worst"] == 0.5
+
+
+def test_markdown() -> None:
+    found = {
+        "thirds": {
+            FORWARD: {"torch": {"mean": 1.204, "worst": 0.5, "rows": 3}},
+            TRAINING: {
+                "torch": {"mean": 2.04, "worst": 1.96, "rows": 3},
+                "torch.compile": {"mean": 12.4, "worst": 9.96, "rows": 1},
+            },
+        },
+        "nets": {STEP: {"torch": {"mean": 1, "worst": 1, "rows": 2}}},
+    }
+    assert markdown(found).splitlines()[2:] == [
+        "| thirds | 3 | 1.20 (0.50) |  | 2.0 (1.96) | 12 (10.0) |",
+        "| nets | 2 |  |  | 1.00 (1.00) |  |",
+    ]
+    lines = not_measured([tiny(third), tiny(third)]).splitlines()
+    assert lines[2:] == ["| thirds | 2 |" + " not measured yet |" * 4]
+
+
+RESULTS = Path(main.__file__).parent / "results"
+
+
+@pytest.mark.parametrize("stem", ["results", "cuda"])
+def test_documents_have_the_numbers_of_the_results(stem: str) -> None:
+    results = RESULTS / f"{stem}.json"
+    if results.exists():
+        table = markdown(json.loads(results.read_text())["families"])
+    else:
+        table = not_measured(main.cases(list(main.OPERATORS), quick=False, device="cuda"))
+    assert (RESULTS / f"{stem}.md").read_text() == table
+    assert table in (RESULTS.parents[1] / "README.md").read_text()
 
 
 def test_three_sides_take_turns() -> None:
@@ -217,6 +277,63 @@ def test_compilation_is_over_before_it_is_timed() -> None:
     assert (len(graphs), reason) == (1, "")
     measure(case, FORWARD, function)
     assert len(graphs) == 1
+
+
+class Event:
+    """A CUDA event on a GPU that takes 1 ms, 2 ms, 3 ms ... for what lies between two of them."""
+
+    recorded = 0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        Event.recorded += 1
+        self.place = Event.recorded
+
+    def elapsed_time(self, end: "Event") -> float:
+        assert end.place == self.place + 1
+        return end.place / 2
+
+
+def test_gpu_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(clock, "_larger_than_the_cache", lambda: torch.empty(1))
+    called = []
+    seconds = clock.gpu_clock(called.append, [("a",), ("b",)])
+    assert seconds(5) == 0.003
+    assert called == ["a", "b", "a", "b", "a"]
+    seconds(10**6)
+    assert len(called) == 5 + clock.IN_A_ROW
+
+
+def test_tf32_is_allowed_for_its_cases_alone() -> None:
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    seen = []
+
+    def ours(x: Tensor) -> Tensor:
+        seen.append([switch.allow_tf32 for switch in switches])
+        return third(x) * (1 + 2**-10)  # too far from right for float32
+
+    (case,) = of_family("TF32", replace(tiny(ours), tf32=True))
+    row = measure(case, FORWARD)
+    assert (row.dtype, row.family) == ("TF32", "TF32")
+    assert all(allowed == [True, True] for allowed in seen)
+    assert [switch.allow_tf32 for switch in switches] == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_cuda_needs_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--device", "cuda"])
+    with pytest.raises(SystemExit) as exit:
+        main.main()
+    assert exit.value.code == 2
+    assert "torch sees no GPU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("limit", [True, False], ids=["too long", "fails"])
@@ -381,10 +498,11 @@ def test_compare_is_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert exit.value.code == status
 
 
-def test_sets_of_cases() -> None:
-    everything = main.cases(list(main.OPERATORS), quick=False)
-    quick = main.cases(list(main.OPERATORS), quick=True)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_sets_of_cases(device: str) -> None:
+    everything = main.cases(list(main.OPERATORS), quick=False, device=device)
+    quick = main.cases(list(main.OPERATORS), quick=True, device=device)
     assert {case.operator for case in quick} == set(main.OPERATORS)
     assert 14 <= len(quick) < len(everything)
-    keys = [(case.operator, case.name, case.dtype, case.layout) for case in everything]
+    keys = [(case.operator, case.name, case.dtype, case.tf32, case.layout) for case in everything]
     assert len(set(keys)) == len(keys)

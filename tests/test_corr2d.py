@@ -19,6 +19,7 @@ from d2lops.ops.corr2d import Corr2dInputGrad, Corr2dWeightGrad, Window
 from tests import reference
 from tests.accuracy import DTYPES, assert_as_accurate_as_torch, away_from_zero, layouts
 from tests.arguments import assert_on_one_device, assert_refused_as_by_torch, without_kernels
+from tests.device import cpu_only, normal, on_cpu
 from tests.isolated import assert_survives
 from tests.memory import available_memory, guarded
 from tests.threads import bits, threads
@@ -35,9 +36,8 @@ class Case(NamedTuple):
     arguments: dict[str, Any] = {}  # noqa: RUF012
 
     def tensors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(0)
         sizes = (self.x, self.weight, self.weight[:1])
-        return tuple(torch.randn(size, generator=generator).to(dtype) for size in sizes)
+        return tuple(normal(*size, seed=i).to(dtype) for i, size in enumerate(sizes))
 
     @property
     def window(self) -> Window:
@@ -195,7 +195,7 @@ def raw_calls(case: Case, dtype: torch.dtype, layout: str = "contiguous") -> dic
     x, weight = layouts(x)[layout], layouts(weight)[layout]
     window = case.window
     y = raw.corr2d(x, weight, bias, window, True)
-    g = layouts(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype))[layout]
+    g = layouts(normal(*y.shape, seed=3).to(dtype))[layout]
     return {
         "corr2d": lambda: raw.corr2d(x, weight, bias, window, False),
         "corr2d, relu": lambda: raw.corr2d(x, weight, bias, window, True),
@@ -342,7 +342,7 @@ class TestValues:
         """The two adjoints, and their derivatives, for gradients in every layout."""
         x, weight, _ = case.tensors(dtype)
         y = torch_conv2d(x, weight, **case.arguments)
-        g = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        g = normal(*y.shape, seed=3).to(dtype)
 
         def input_grad(g: Tensor, weight: Tensor) -> Tensor:
             at = torch.zeros(case.x, dtype=g.dtype, requires_grad=True)
@@ -376,7 +376,7 @@ class TestValues:
         "size", ((3, 5, 7, 17), (2, 257, 3, 5), (1, 2, 16, 33), (300, 3, 1, 1))
     )
     def test_bias_gradient(self, size: tuple, dtype: torch.dtype) -> None:
-        image = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(dtype)
+        image = normal(*size).to(dtype)
         for g in layouts(image).values():
             assert_as_accurate_as_torch(
                 lambda g: BiasGrad.apply(g, None), lambda g: g.sum((0, 2, 3)), g
@@ -386,7 +386,7 @@ class TestValues:
         x, weight, _ = CASES["padding"].tensors(torch.float32)
         for a, b in itertools.product(("contiguous", "channels_last"), repeat=2):
             tensors = [layouts(x)[a].requires_grad_(), layouts(weight)[b].requires_grad_()]
-            ours, theirs = (f(*tensors, padding=1) for f in (F.conv2d, torch_conv2d))
+            ours, theirs = (f(*tensors, padding=1) for f in (F.conv2d, on_cpu(torch_conv2d)))
             assert ours.stride() == theirs.stride()
             gradients = (
                 torch.autograd.grad(y, tensors[0], torch.ones_like(y)) for y in (ours, theirs)
@@ -453,7 +453,7 @@ class TestValues:
             x, weight, bias = case.tensors(dtype)
             x, window = layouts(x)[layout], case.window
             y = raw.corr2d(x, weight, bias, window, True)
-            image = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+            image = normal(*y.shape, seed=3).to(dtype)
             g = layouts(image)[layout]
             before = layouts(torch.where(y <= 0, 0, image))[layout]
             for mask in layouts(y).values():
@@ -543,8 +543,8 @@ class TestSpecialValues:
         for image in layouts(x).values():
             leaves = [t.requires_grad_() for t in (image, weight, bias)]
             for ours, theirs in (
-                (F.conv2d, torch_conv2d),
-                (F.conv_relu2d, lambda *a, **b: torch_conv2d(*a, **b).relu()),
+                (F.conv2d, on_cpu(torch_conv2d)),
+                (F.conv_relu2d, on_cpu(lambda *a, **b: torch_conv2d(*a, **b).relu())),
             ):
                 outputs = [f(*leaves, **case.arguments) for f in (ours, theirs)]
                 pairs = [outputs]
@@ -562,13 +562,13 @@ class TestSpecialValues:
         """Whether it meets padding, and 0 times NaN, is open: torch's own kernels do not agree."""
         case = CASES[name]
         leaves = [t.requires_grad_() for t in case.tensors(torch.float64)]
-        outputs = [f(*leaves, **case.arguments) for f in (F.conv2d, torch_conv2d)]
+        outputs = [f(*leaves, **case.arguments) for f in (F.conv2d, on_cpu(torch_conv2d))]
         g = torch.ones_like(outputs[0])
         g[1, 2, 0, 0] = math.nan
         ours, theirs = (torch.autograd.grad(y, leaves, g) for y in outputs)
         ones = [torch.ones_like(t).requires_grad_() for t in leaves]
         paths = torch.autograd.grad(
-            torch_conv2d(*ones, **case.arguments), ones, g.isnan().to(g.dtype)
+            on_cpu(torch_conv2d)(*ones, **case.arguments), ones, g.isnan().to(g.dtype)
         )
         for our, their, count in zip(ours, theirs, paths, strict=True):
             assert our.isnan()[count > 0].all()
@@ -930,7 +930,8 @@ class TestArguments:
 
     @pytest.mark.parametrize("name", ("stride", "padding", "dilation"))
     @pytest.mark.parametrize(
-        "value", (2, (2,), (2, 1), [1, 2], np.int64(2), (np.int32(2), 1), torch.tensor(2))
+        "value",
+        (2, (2,), (2, 1), [1, 2], np.int64(2), (np.int32(2), 1), torch.tensor(2, device="cpu")),
     )
     def test_numbers_that_torch_takes(self, name: str, value: Any) -> None:
         ours, theirs = (
@@ -1033,7 +1034,11 @@ NONSENSE = {
         for make, name, values in (
             (corr2d_with, "x", (X[0], X[:, :2], X.double(), X.int(), X.to_sparse(), X.to("meta"))),
             (corr2d_with, "weight", (WEIGHT[0], WEIGHT[:, :2], WEIGHT[:, :, :0], WEIGHT.half())),
-            (corr2d_with, "weight", (WEIGHT.to_sparse(), WEIGHT.to_mkldnn(), WEIGHT.to("meta"))),
+            (
+                corr2d_with,
+                "weight",
+                (WEIGHT.to_sparse(), WEIGHT.cpu().to_mkldnn(), WEIGHT.to("meta")),
+            ),
             (corr2d_with, "bias", (BIAS[:3], BIAS[None], BIAS[0], BIAS.half(), BIAS.to("meta"))),
             (input_grad_with, "g", (G[0], G[:1], G[:, :3], G[..., :5], G.double(), G.to("meta"))),
             (input_grad_with, "y", (G[0], G[:1], G[:, :3], G[..., :5], G.double(), G.to("meta"))),
@@ -1135,9 +1140,11 @@ class TestRawOperators:
         with pytest.raises(RuntimeError):
             call()
 
+    @cpu_only
     def test_enormous_and_nothing(self) -> None:
         assert_survives("from tests import test_corr2d as t; t.try_enormous_and_nothing()")
 
+    @cpu_only
     @pytest.mark.parametrize("at_end", (True, False), ids=("after", "before"))
     def test_nothing_beyond_a_tensor_is_read(self, at_end: bool) -> None:
         assert_survives(f"from tests import test_corr2d as t; t.touch_guarded({at_end})")

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from d2lops import backends
+from tests.device import cpu_only
 
+pytestmark = cpu_only
 ROOT = Path(__file__).parent.parent
 OTHERS = [
     name

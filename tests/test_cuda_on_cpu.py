@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.device import cpu_only
+
 ROOT = Path(__file__).parent / "cuda_on_cpu"
 PROGRAMS = ROOT / "programs"
 COMPILER = os.environ.get("CXX", "g++")
 ORDERS = ["forward", "reverse", "random"]
 
-pytestmark = pytest.mark.skipif(not shutil.which(COMPILER), reason="there is no C++ compiler")
+pytestmark = [
+    cpu_only,
+    pytest.mark.skipif(not shutil.which(COMPILER), reason="there is no C++ compiler"),
+]
 in_every_order = pytest.mark.parametrize("order", ORDERS)
 
 Build = Callable[..., Path]

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.device import cpu_only
 from tests.isolated import ROOT
 
+pytestmark = cpu_only
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 

@@ -14,7 +14,9 @@ from d2lops import backends, nn
 from d2lops import functional as F
 from tests import reference
 from tests.accuracy import DTYPES, assert_as_accurate_as_torch, layouts
+from tests.device import DEVICE, cpu_only, normal
 from tests.isolated import run_python
+from tests.memory import available_memory
 
 SIZES = (0, 1, 3, 4, 5, 7, 17, 63, 64, 65, 257, 1023)
 SEED = 42
@@ -131,6 +133,7 @@ class TestMask:
         assert x.is_neg()
         assert torch.equal(F.dropout(x, seed=SEED), F.dropout(x.clone(), seed=SEED))
 
+    @cpu_only
     def test_number_of_threads_plays_no_part(self) -> None:
         # Not a multiple of the work of one thread; rows that two threads share.
         tensors = [torch.randn(100_003), torch.randn(3, 50_021).t(), torch.randn(70_001, 2)[:, 1]]
@@ -145,6 +148,7 @@ class TestMask:
         finally:
             torch.set_num_threads(threads)
 
+    @cpu_only
     @pytest.mark.parametrize("library", backends.CPU_LIBRARIES)
     def test_library_plays_no_part(self, library: str) -> None:
         if backends.missing_features(library):
@@ -168,25 +172,16 @@ class TestMask:
             assert (y[end] != 0).tolist() == expected
 
 
-def fingerprint() -> str:
+def fingerprint(device: str = "cpu") -> str:
     """A hash of outputs of every dtype, at sizes and strides that leave every kind of remainder."""
     bits = hashlib.sha256()
-    generator = torch.Generator().manual_seed(0)
     for dtype in DTYPES:
         for size in SIZES:
-            x = torch.randn(size, 3, generator=generator, dtype=torch.float64).to(dtype)
+            x = normal(size, 3).to(device, dtype)
             for view in (x, x.t(), x[:, 1]):
-                y = F.dropout(view, 0.3, seed=SEED).contiguous()
+                y = F.dropout(view, 0.3, seed=SEED).contiguous().cpu()
                 bits.update(y.view(torch.uint8).numpy().tobytes())
     return bits.hexdigest()
-
-
-def available_memory() -> int:
-    with open("/proc/meminfo") as lines:
-        for line in lines:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 0
 
 
 class TestStatistics:
@@ -250,10 +245,11 @@ class TestSeeds:
         assert not torch.equal(first, second)
 
     def test_a_given_seed_leaves_the_generator_alone(self) -> None:
-        before = torch.get_rng_state()
+        state = torch.cuda.get_rng_state if DEVICE.type == "cuda" else torch.get_rng_state
+        before = state()
         F.dropout(torch.ones(9), seed=SEED)
         F.dropout(torch.ones(9), training=False)
-        assert torch.equal(torch.get_rng_state(), before)
+        assert torch.equal(state(), before)
 
 
 class TestValues:

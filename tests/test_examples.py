@@ -5,6 +5,9 @@ import torch
 import d2lops.nn
 from d2lops import functional as F
 from examples import edges, lenet
+from tests.device import cpu_only
+
+pytestmark = cpu_only
 
 
 def test_edges_are_differences_of_neighbours() -> None:

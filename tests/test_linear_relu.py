@@ -16,6 +16,7 @@ from d2lops.ops.linear_relu import LinearInputGrad, LinearWeightGrad
 from tests import reference
 from tests.accuracy import DTYPES, assert_as_accurate_as_torch, away_from_zero
 from tests.arguments import assert_on_one_device, assert_refused_as_by_torch, without_kernels
+from tests.device import cpu_only, normal, on_cpu
 from tests.isolated import assert_survives
 from tests.memory import available_memory, guarded
 from tests.threads import bits, threads
@@ -46,13 +47,11 @@ BOTH = {"argvalues": LAYERS.values(), "ids": LAYERS.keys()}
 def tensors(size: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """x, weight and bias."""
     m, k, n = size
-    generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(s, generator=generator).to(dtype) for s in ((m, k), (n, k), (n,)))
+    return tuple(normal(*s, seed=i).to(dtype) for i, s in enumerate(((m, k), (n, k), (n,))))
 
 
 def gradient(size: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(size[0], size[2], generator=generator).to(dtype)
+    return normal(size[0], size[2], seed=3).to(dtype)
 
 
 def layouts(x: Tensor) -> dict[str, Tensor]:
@@ -156,7 +155,7 @@ class TestValues:
         self, lead: tuple, dtype: torch.dtype, ours: Callable, theirs: Callable
     ) -> None:
         _, weight, bias = tensors((1, 9, 4), dtype)
-        x = torch.randn(*lead, 9, generator=torch.Generator().manual_seed(0)).to(dtype)
+        x = normal(*lead, 9).to(dtype)
         views = [x, x.mT.contiguous().mT] if x.dim() > 1 else [x, x.repeat_interleave(2)[::2]]
         for view in views:
             assert_layer_is_accurate(ours, theirs, view, weight, bias)
@@ -258,7 +257,7 @@ class TestSpecialValues:
             inputs = tensors(size, dtype)
             inputs[which][place] = value
             leaves = [t.requires_grad_() for t in inputs]
-            outputs = [f(*leaves) for f in (ours, theirs)]
+            outputs = [f(*leaves) for f in (ours, on_cpu(theirs))]
             pairs = [outputs]
             pairs += zip(
                 *(torch.autograd.grad(y, leaves, gradient(size, dtype)) for y in outputs),
@@ -571,6 +570,7 @@ class TestRawOperators:
         assert raw.linear(torch.ones(2**40, 0), torch.ones(0, 0), None).shape == (2**40, 0)
         assert raw.linear_weight_grad(torch.ones(2**40, 0), None, torch.ones(2**40, 0)).numel() == 0
 
+    @cpu_only
     @pytest.mark.parametrize("at_end", (True, False), ids=("after", "before"))
     def test_nothing_beyond_a_tensor_is_read(self, at_end: bool) -> None:
         assert_survives(f"from tests import test_linear_relu as t; t.touch_guarded({at_end})")

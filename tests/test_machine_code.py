@@ -10,7 +10,9 @@ import pytest
 
 import d2lops
 from d2lops import backends
+from tests.device import cpu_only
 
+pytestmark = cpu_only
 LIBRARIES = Path(d2lops.__file__).parent / "lib"
 VECTOR_ON_STACK = re.compile(r"[yz]mm\d+.*\(%r[bs]p|\(%r[bs]p.*[yz]mm\d+")
 

@@ -6,8 +6,10 @@ import pytest
 
 import d2lops
 from d2lops import memory
+from tests.device import cpu_only
 from tests.isolated import run_python
 
+pytestmark = cpu_only
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 
 # Counts the pages that the system hands out in a loop of torch's own operators, then of ours.

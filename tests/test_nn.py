@@ -14,9 +14,10 @@ from torch import Tensor
 
 import d2lops
 from d2lops import nn
+from tests.device import cpu_only, normal
 
-IMAGE = torch.randn(2, 4, 9, 11, generator=torch.Generator().manual_seed(0))
-ROWS = torch.randn(3, 5, 11, generator=torch.Generator().manual_seed(0))
+IMAGE = normal(2, 4, 9, 11)
+ROWS = normal(3, 5, 11)
 
 # How to make a layer, from torch.nn or from d2lops.nn, and an input for it.
 LAYERS: list[tuple[str, Callable, Tensor]] = [
@@ -169,7 +170,7 @@ class TestEveryLayer:
                 layer = getattr(self.module, name)
                 if "dtype" not in inspect.signature(layer).parameters:
                     return layer
-                return lambda *a, **k: layer(*a, **k, dtype=torch.float64, device="cpu")
+                return lambda *a, **k: layer(*a, **k, dtype=torch.float64, device=x.device)
 
         ours, theirs = make(Doubled(nn)).eval(), make(Doubled(torch.nn)).eval()
         ours(x.double()), theirs(x.double())
@@ -407,6 +408,7 @@ class TestModule:
         for our, their in zip(*gradients, strict=True):
             assert_close(our, their)
 
+    @cpu_only
     @pytest.mark.parametrize(
         "module",
         ("d2lops", "d2lops.backends", "d2lops.functional", "d2lops.info", "d2lops.nn"),
@@ -415,6 +417,7 @@ class TestModule:
         result = doctest.testmod(importlib.import_module(module))
         assert result.failed == 0
 
+    @cpu_only
     def test_every_public_name_has_an_example(self) -> None:
         finder = doctest.DocTestFinder(recurse=False)
         public = {**own_layers(), "backend": d2lops.backend}

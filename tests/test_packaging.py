@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from d2lops import backends
+from tests.device import cpu_only
 from tests.isolated import ROOT, run_python
 
 # Says what it is told to do, and does it without optimising: the tests of kernels are elsewhere.
@@ -18,9 +19,10 @@ COMPILER = """#!/bin/sh
 echo "$@" >> {log}
 exec c++ "$@" -O0
 """
-pytestmark = pytest.mark.skipif(
-    find_spec("build.__main__") is None, reason="needs the package `build`"
-)
+pytestmark = [
+    cpu_only,
+    pytest.mark.skipif(find_spec("build.__main__") is None, reason="needs the package `build`"),
+]
 
 
 class Built:

@@ -1,10 +1,9 @@
 """Pooling: the same numbers, indices, gradients and errors as torch, for every layout and dtype."""
 
-import os
+from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F  # the built-in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -12,8 +11,13 @@ from torch import Tensor
 from d2lops import functional as ours
 from tests import reference
 from tests.accuracy import DTYPES, assert_as_accurate_as_torch, layouts
+from tests.device import integers, normal, on_cpu, permutation
+from tests.memory import available_memory
 
 RAW = torch.ops.d2lops
+# torch on the CPU says what is right, also for empty tensors and windows that see nothing but -inf.
+BUILT_INS = ("max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d", "pad")
+F = SimpleNamespace(**{name: on_cpu(getattr(torch.nn.functional, name)) for name in BUILT_INS})
 LAYOUTS = ("contiguous", "channels_last", "sliced", "transposed")
 
 # Sizes around the vector widths: channels beside, on and above them; images of which a plane is
@@ -44,14 +48,14 @@ OUTPUT_SIZES = (1, (2, 3), (None, 1), (1, None), (5, 4), (11, 45), None)
 
 
 def image(*size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return normal(*size, seed=seed).to(dtype)
 
 
 def distinct(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """No two elements of a plane are the same, whatever the precision."""
     planes = size[0] * size[1]
     generator = torch.Generator().manual_seed(0)
-    values = [torch.randperm(size[2] * size[3], generator=generator) for _ in range(planes)]
+    values = [permutation(size[2] * size[3], generator) for _ in range(planes)]
     return torch.stack(values).reshape(size).to(dtype)
 
 
@@ -71,7 +75,7 @@ def assert_same_pooling(ours_pool, torch_pool, x: Tensor) -> None:
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     assert y.is_contiguous(memory_format=memory_format)
     # Small integers: sums are exact in every dtype and order.
-    g = torch.randint(-2, 3, y.shape, generator=torch.Generator().manual_seed(1)).to(x.dtype)
+    g = integers(-2, 2, *y.shape, seed=1).to(x.dtype)
     (d_mine,) = torch.autograd.grad(y, mine, g)
     (d_theirs,) = torch.autograd.grad(expected, theirs, g)
     assert torch.equal(d_mine, d_theirs)
@@ -232,9 +236,8 @@ def test_argmax_takes_one_byte_up_to_255_elements():
 def test_nan_infinity_and_ties(size, dtype, layout):
     """Of a few values only, so that every window has equals, and many a NaN or nothing but -inf."""
     values = torch.tensor([float("-inf"), float("-inf"), float("nan"), 1.0, 1.0, float("inf")])
-    generator = torch.Generator().manual_seed(0)
     for choice in ([0, 1], [0, 3, 4], [0, 2, 3], [0, 1, 2, 3, 4, 5]):
-        picks = torch.randint(len(choice), size, generator=generator)
+        picks = integers(0, len(choice) - 1, *size)
         x = layouts(values[choice][picks].to(dtype))[layout]
         pools = [
             (lambda x, a=a: (ours.max_pool2d(x, **a), F.max_pool2d(x, **a)))
@@ -638,11 +641,7 @@ def test_fuzz(
         )
 
 
-def free_bytes() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.skipif(free_bytes() < 12 * 2**30, reason="takes 9 GB of memory")
+@pytest.mark.skipif(available_memory() < 12 * 2**30, reason="takes 9 GB of memory")
 def test_more_than_two_to_the_31_elements():
     """All zeros but for the last window, whose place does not fit in 32 bits."""
     size = (1, 16, 2**14, 2**13 + 2)

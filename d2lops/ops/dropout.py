@@ -65,7 +65,8 @@ def _seed_tensor(seed: int | Tensor | None, x: Tensor) -> Tensor:
     if isinstance(seed, int):
         if not -(2**63) <= seed < 2**64:
             raise RuntimeError(f"dropout(): seed must fit in 64 bits, but got {seed}")
-        return torch.tensor((seed + 2**63) % 2**64 - 2**63, device=x.device)
+        # Filled in, not copied from the CPU, so that a CUDA graph can capture it.
+        return torch.full((), (seed + 2**63) % 2**64 - 2**63, device=x.device)
     if not isinstance(seed, Tensor):
         raise TypeError(
             f"dropout(): argument 'seed' must be int or Tensor, not {type(seed).__name__}"
