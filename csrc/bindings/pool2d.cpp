@@ -77,6 +77,12 @@ template <typename Windows>
 void check_taps(const char* op, const Pooling2d<Windows>& pooling) {
   D2LOPS_CHECK(pooling.taps() <= kMost, op, ": the window has more than 2^31 - 1 elements");
 }
+template <typename Windows>
+void check_taps(const char* op, const Pooling2d<Windows>& pooling, const Tensor& argmax) {
+  check_taps(op, pooling);
+  D2LOPS_CHECK(pooling.taps() <= 255 || argmax.scalar_type() == ScalarType::Int, op,
+               ": argmax must be an int32 tensor for windows of ", pooling.taps(), " elements");
+}
 
 void check_argmax(const char* op, const Tensor& argmax) {
   check_dim(op, "argmax", argmax, 4);
@@ -108,7 +114,7 @@ Tensor max_gather(const char* op, const Tensor& x, const Tensor& argmax,
   check_float(op, x);
   check_argmax(op, argmax);
   check_sizes(op, "argmax", argmax, output_size(pooling));
-  check_taps(op, pooling);
+  check_taps(op, pooling, argmax);
   const OnDeviceOf device(x);
   Tensor y = empty(x, output_size(pooling), x.scalar_type(), is_channels_last(x));
   if (y.numel() > 0) max_pool2d_gather(pooling, input(x), input(argmax), output(y));
@@ -121,7 +127,7 @@ Tensor max_scatter(const char* op, const Tensor& g, const Tensor& argmax,
   check_float(op, g);
   check_argmax(op, argmax);
   check_sizes(op, "argmax", argmax, output_size(pooling));
-  check_taps(op, pooling);
+  check_taps(op, pooling, argmax);
   check_at_least(op, "input_size", {pooling.rows.inputs, pooling.columns.inputs}, 1);
   const OnDeviceOf device(g);
   Tensor dx = empty(g, input_size(pooling), g.scalar_type(), is_channels_last(g));
@@ -133,7 +139,7 @@ Tensor max_scatter(const char* op, const Tensor& g, const Tensor& argmax,
 template <typename Windows>
 Tensor max_indices(const char* op, const Tensor& argmax, const Pooling2d<Windows>& pooling) {
   check_argmax(op, argmax);
-  check_taps(op, pooling);
+  check_taps(op, pooling, argmax);
   check_at_least(op, "input_size", {pooling.rows.inputs, pooling.columns.inputs}, 1);
   const OnDeviceOf device(argmax);
   Tensor indices = empty(argmax, output_size(pooling), ScalarType::Long, is_channels_last(argmax));

@@ -11,9 +11,11 @@
 
 namespace d2lops {
 
-constexpr int64_t kWave = 264;  // blocks that keep a large GPU busy
 constexpr int64_t kPart = 512;  // the least of a sum that is worth a block of its own
 constexpr int64_t kBand = 8;    // rows of tiles that run at a time, to find B in the second cache
+
+// Blocks that keep this GPU busy.
+inline int64_t wave() { return 2 * current_device().multiprocessors; }
 
 template <typename T>
 struct Task {
@@ -37,7 +39,7 @@ struct Task {
     tiles_down = ceil_div(rows, tile_rows);
     tiles_across = ceil_div(columns, tile_columns);
     parts = 1;
-    parts = std::min(ceil_div(kWave, at_least_one(blocks())), at_least_one(depth / kPart));
+    parts = std::min(ceil_div(wave(), at_least_one(blocks())), at_least_one(depth / kPart));
     part_depth = round_up(ceil_div(depth, parts), step);
   }
 

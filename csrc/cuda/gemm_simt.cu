@@ -219,7 +219,7 @@ void gemm_simt(Product<T> product) {
   Task<T> task(product);
   if constexpr (sizeof(Accumulator<T>) == 4) {
     const int64_t tiles = ceil_div(task.rows, 128) * ceil_div(task.columns, 128);
-    if (tiles * product.groups >= kWave / 2) return run<T, 128>(task);
+    if (tiles * product.groups >= wave() / 2) return run<T, 128>(task);
   }
   run<T, 64>(task);
 }

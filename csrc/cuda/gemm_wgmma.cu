@@ -25,8 +25,8 @@ constexpr int kGroup = 128;           // threads of a warpgroup
 constexpr int kThreads = 3 * kGroup;  // one copies, two multiply
 constexpr int kGroupRows = 64, kRows = 2 * kGroupRows, kDepth = 64;
 constexpr int kArrivals = 2 * kGroup / 32;  // a stage is empty when each multiplying warp says so
-// 65,536 registers in all: 88 for each copying thread, 208 for the others.
-constexpr int kCopyRegisters = 88, kMultiplyRegisters = 208;
+// 65,536 registers in all: 104 for each copying thread, 200 for the others.
+constexpr int kCopyRegisters = 104, kMultiplyRegisters = 200;
 
 template <typename T, int Columns, bool a_along, bool b_along, bool masked>
 struct Shared {
@@ -238,7 +238,7 @@ void gemm_wgmma(const Product<T>& product) {
   const int64_t columns = product.c.columns.size();
   const int64_t tiles = ceil_div(product.c.rows.size(), kRows) * ceil_div(columns, 256);
   // Large tiles are the faster ones, where there are enough of them.
-  columns > 128 && tiles* product.groups >= kWave / 2 ? choose<T, 256>(product)
+  columns > 128 && tiles* product.groups >= wave() / 2 ? choose<T, 256>(product)
                                                       : choose<T, 128>(product);
 }
 
