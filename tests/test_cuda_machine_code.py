@@ -52,12 +52,12 @@ NEEDED = {
     ),
 }
 # What a kernel must not have: narrower accesses where there are no edges or tails to need them.
-NARROW_LOADS = r"LDG\.E(\.U?16|\.64)?"
+NARROW_LOADS, NARROW_COPIES = r"LDG\.(?!.*128).*", r"LDGSTS\.(?!.*128).*"
 FORBIDDEN = {
     r"sum_parts<float, 4>": NARROW_LOADS,
     r"pool_by_thread<\d, \d, \(Op\)[02], float, unsigned char, true, Sliding": NARROW_LOADS,
-    r"gemm_mma_kernel<bfloat16, 128,": r"LDGSTS\.E(\.64)?|HMMA\.1688.*",
-    r"gemm_wgmma_kernel<bfloat16,": r"LDGSTS\.E(\.64)?|HMMA.*",
+    r"gemm_mma_kernel<bfloat16, 128,": NARROW_COPIES,
+    r"gemm_wgmma_kernel<bfloat16,": NARROW_COPIES,
 }
 HOPPER = "gemm_wgmma_kernel"  # is empty on other architectures
 
