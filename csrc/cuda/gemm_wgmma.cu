@@ -33,6 +33,7 @@ struct Shared {
   using A = TileLayout<T, kRows, kDepth, a_along>;
   using B = TileLayout<T, Columns, kDepth, b_along>;
   static constexpr int kStages = 192 * 1024 / ((masked ? 2 : 1) * A::kBytes + B::kBytes);
+  static constexpr bool kMasked = masked;
   static constexpr int kAhead = kStages - 2;  // steps that are on their way
 
   struct Stages {
@@ -64,7 +65,7 @@ __device__ void copy_steps(S& shared, const Task<T>& task, const Tile& tile, con
   const T* const a_data = product.a.data + tile.group * product.a.group_stride;
   const T* const b_data = product.b.data + tile.group * product.b.group_stride;
   const T* const mask =
-      product.a.mask ? product.a.mask + tile.group * product.a.mask_group_stride : nullptr;
+      S::kMasked ? product.a.mask + tile.group * product.a.mask_group_stride : nullptr;
   const int thread = threadIdx.x;
   const auto place_columns = [&](int step) {
     const int64_t k = steps.begin + static_cast<int64_t>(step) * kDepth;
@@ -83,7 +84,7 @@ __device__ void copy_steps(S& shared, const Task<T>& task, const Tile& tile, con
     const int64_t depth = steps.end - steps.begin - static_cast<int64_t>(step) * kDepth;
     A::template start_copies<kGroup>(product.a, a_data, mask, shared.a_rows,
                                      shared.a_columns[step % 2], depth, shared.stages.a[slot],
-                                     shared.stages.mask[mask ? slot : 0], thread);
+                                     shared.stages.mask[S::kMasked ? slot : 0], thread);
     B::template start_copies<kGroup>(product.b, b_data, nullptr, shared.b_rows,
                                      shared.b_columns[step % 2], depth, shared.stages.b[slot],
                                      nullptr, thread);
