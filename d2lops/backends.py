@@ -151,8 +151,12 @@ def kernels(x: torch.Tensor) -> SimpleNamespace:
     return found
 
 
+@torch.compiler.assume_constant_result
 def _allows_tf32(operator: str) -> bool:
-    """What `torch.backends.cuda.matmul` and `torch.backends.cudnn.conv` say, asked cheaply."""
+    """What `torch.backends.cuda.matmul` and `torch.backends.cudnn.conv` say, asked cheaply.
+
+    A compiled graph keeps what they said when it was compiled.
+    """
     return torch._C._get_fp32_precision_getter("cuda", operator) == "tf32"
 
 
