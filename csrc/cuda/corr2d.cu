@@ -86,9 +86,8 @@ struct Window {
     const Digit s{across.count, across.image_step * x.w, across.image_step * mask.w, 0,
                   narrow_step(across.image_step)};
     Walk walk = ordered(p, r, s, planes_inside);
-    walk.origin = {down.shift * x.h + across.shift * x.w,
-                   down.shift * mask.h + across.shift * mask.w, narrow_step(down.shift),
-                   narrow_step(across.shift)};
+    walk.origin = {down.shift * x.h + across.shift * x.w, narrow_step(down.shift),
+                   narrow_step(across.shift), down.shift * mask.h + across.shift * mask.w};
     return walk;
   }
 

@@ -164,10 +164,12 @@ __global__ __launch_bounds__(kThreads) void gemm_mma_kernel(const __grid_constan
 
 template <typename T, int Columns, bool a_along, bool b_along, bool masked>
 void run(const Product<T>& product) {
+  using S = Shared<T, Columns, a_along, b_along, masked>;
+  static_assert(sizeof(S) <= (masked && Columns == 128 ? 128 : 99) * 1024);
   Task<T> task(product);
   task.cut(kRows, Columns, kDepth<T>);
-  run_tiles("gemm_mma", gemm_mma_kernel<T, Columns, a_along, b_along, masked>, kThreads,
-            sizeof(Shared<T, Columns, a_along, b_along, masked>), task);
+  run_tiles("gemm_mma", gemm_mma_kernel<T, Columns, a_along, b_along, masked>, kThreads, sizeof(S),
+            task);
 }
 
 // The three directions: both along k (forward), A alone (input gradient), neither (weight gradient).
@@ -189,7 +191,9 @@ void choose(const Product<T>& product) {
 
 template <typename T>
 void gemm_mma(const Product<T>& product) {
-  product.c.columns.size() > 64 ? choose<T, 128>(product) : choose<T, 64>(product);
+  // With a mask, the wide tile's stages do not fit into the 99 KB of the smaller GPUs.
+  const bool fits = !product.a.mask || current_device().shared_memory > 128 * 1024;
+  product.c.columns.size() > 64 && fits ? choose<T, 128>(product) : choose<T, 64>(product);
 }
 
 template void gemm_mma(const Product<float>&);

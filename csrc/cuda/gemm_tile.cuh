@@ -55,16 +55,21 @@ struct TileLayout {
                                                       const Place* columns, int64_t depth,
                                                       unsigned char* tile, unsigned char* mask_tile,
                                                       int thread) {
-#pragma unroll 4
-    for (int i = thread; i < kPackets; i += Threads) {
-      const int line = i / kPerLine, packet = i % kPerLine;
-      const Place row = rows[along_depth ? line : packet];
-      const Place column = columns[along_depth ? packet : line];
-      const bool valid = (along_depth ? packet * kNumbers : line) < depth && x.inside(row, column);
-      copy_async(tile + at(line, packet), valid ? data + row.offset + column.offset : data, valid);
+    static_assert(Threads % kPerLine == 0);
+    constexpr int kLines = Threads / kPerLine;  // at a time
+    const int packet = thread % kPerLine;
+    // The same for all packets of a thread.
+    const Place fixed = along_depth ? columns[packet] : rows[packet];
+    if (along_depth && packet * kNumbers >= depth) depth = 0;
+#pragma unroll 8
+    for (int line = thread / kPerLine; line < kPackets / kPerLine; line += kLines) {
+      const Place& place = along_depth ? rows[line] : columns[line];
+      const bool valid = (along_depth ? 0 : line) < depth && x.inside(fixed, place);
+      const int64_t offset = valid ? fixed.offset + place.offset : 0;
+      copy_async(tile + at(line, packet), data + offset, valid);
       if (mask) {
-        copy_async(mask_tile + at(line, packet), valid ? mask + row.mask + column.mask : mask,
-                   valid);
+        const int64_t mask_offset = valid ? fixed.mask + place.mask : 0;
+        copy_async(mask_tile + at(line, packet), mask + mask_offset, valid);
       }
     }
   }
