@@ -7,7 +7,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Named in every installation: left to choose a torch, pip may take one that brings gigabytes of CUDA.
 TORCH := torch==2.13.0
-CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+find_cpp = $(shell find $(1) -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CSRC := $(call find_cpp,csrc)
+LINTED := $(CSRC) $(call find_cpp,tests)
 
 .PHONY: venv bench test lint format clean
 .PHONY: gpu gpu-build gpu-test gpu-sanitize gpu-bench memcheck racecheck initcheck
@@ -69,12 +71,12 @@ gpu-bench: gpu-build
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(CSRC)
+	$(BIN)/clang-format --dry-run --Werror $(LINTED)
 
 format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CSRC)
+	$(BIN)/clang-format -i $(LINTED)
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis d2lops/*.so d2lops/lib/*.so

@@ -31,7 +31,12 @@ CXX_FLAGS = (
     "-fno-math-errno -fno-trapping-math "
     "-Wall -Wextra -Wno-ignored-attributes -Wno-uninitialized -Wno-maybe-uninitialized -Wno-psabi"
 )
-NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden"
+# Two architectures of a file at a time: the longest file would be compiled alone at the end. What
+# host and device share has pragmas of GCC's, which the warning is about.
+NVCC_FLAGS = (
+    "-std=c++17 -O3 --threads=2 -diag-suppress=1675 "
+    "-Xcompiler -fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden"
+)
 AVX2 = "-mavx2 -mfma -mf16c -mbmi2"
 AVX512 = f"-mavx512f -mavx512bw -mavx512dq -mavx512vl {AVX2} -mprefer-vector-width=512"
 X86_TARGETS = {
@@ -92,15 +97,19 @@ def visible_cuda_archs() -> str:
     return " ".join(f"{major}.{minor}" + "a" * (major == 9) for major, minor in sorted(archs))
 
 
-def cuda_arch_flags() -> list[str]:
+def cuda_archs() -> list[str]:
     archs = (
         os.environ.get("D2LOPS_CUDA_ARCHS")
         or os.environ.get("TORCH_CUDA_ARCH_LIST")
         or visible_cuda_archs()
         or DEFAULT_CUDA_ARCHS
     )
+    return archs.replace(";", " ").split()
+
+
+def cuda_arch_flags() -> list[str]:
     flags = []
-    for arch in archs.replace(";", " ").split():
+    for arch in cuda_archs():
         number = arch.removesuffix("+PTX").replace(".", "")
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if arch.endswith("+PTX"):
@@ -157,7 +166,7 @@ class BuildKernels(build_ext):
         python_includes = [pybind11.get_include(), *self.include_dirs]
         flags["_C"] = [f"-isystem {path}" for path in python_includes]
         if NVCC:
-            flags["cuda"] = [*cuda_arch_flags(), *STABLE_ABI, "-DUSE_CUDA"]
+            flags["cuda"] = [*STABLE_ABI, "-DUSE_CUDA", "-DD2LOPS_CUDA"]
         return flags
 
     def write_build_record(self, path: Path, flags: dict[str, list[str]]) -> None:
@@ -168,7 +177,9 @@ class BuildKernels(build_ext):
             "torch": torch.__version__,
             "python": platform.python_version(),
             "compiler": version_line(os.environ.get("CXX", "c++")),
-            "cuda": version_line(NVCC) if NVCC else f"not built: {CUDA_REASON}",
+            "cuda": f"{version_line(NVCC)}: {' '.join(cuda_archs())}"
+            if NVCC
+            else f"not built: {CUDA_REASON}",
             "flags": {
                 name: " ".join(f for f in flags[name] if f[1] == "m") for name in cpu_targets()
             },
@@ -185,17 +196,23 @@ class BuildKernels(build_ext):
         includes = [f"-I{ROOT / 'csrc'}", f"-I{folder}"]
         includes += [f"-isystem {path}" for path in include_paths()]
         search = " ".join(f"-L{path}" for path in library_paths())
+        # nvcc finds the toolkit's headers and libraries by itself, so it compiles all of csrc/cuda,
+        # and links. The CUDA runtime that it links is its own, a static one, so that the library
+        # runs under any torch: it shares torch's device context, streams and memory all the same.
+        archs = " ".join(cuda_arch_flags()) if NVCC else ""
         lines = [
             f"cxx = {os.environ.get('CXX', 'c++')} {CXX_FLAGS} {prefix_map} {' '.join(includes)}",
-            f"nvcc = {NVCC} {NVCC_FLAGS} {' '.join(includes)}",
+            f"nvcc = {NVCC} {archs} {NVCC_FLAGS},{prefix_map} {' '.join(includes)}",
             *("rule cxx", "  command = $cxx -MMD -MF $out.d $flags -c $in -o $out"),
             *("  depfile = $out.d", "  deps = gcc"),
             *("rule nvcc", "  command = $nvcc -MD -MF $out.d $flags -c $in -o $out"),
             *("  depfile = $out.d", "  deps = gcc"),
             "rule link",
             f"  command = {os.environ.get('CXX', 'c++')} -shared $in {search} $libraries -o $out",
+            # Some functions are in a library that a torch for the CPU does not have; libtorch.so
+            # has it in tow where it exists, and must be kept though nothing else refers to it.
             "rule link_cuda",
-            f"  command = {NVCC} -shared $flags $in {search} $libraries -o $out",
+            f"  command = $nvcc -shared $in {search} -Xlinker --no-as-needed $libraries -o $out",
         ]
         for extension in self.extensions:
             target = extension.name.rsplit(".", 1)[1]
@@ -205,7 +222,7 @@ class BuildKernels(build_ext):
                 if target in SHARED and name not in PRODUCTS:
                     objects.append(f"{folder}/{SHARED[target]}/{name}.o")
                     continue
-                compiler = "nvcc" if source.endswith(".cu") else "cxx"
+                compiler = "nvcc" if source.startswith("csrc/cuda/") else "cxx"
                 objects.append(f"{folder}/{target}/{name}.o")
                 lines += [f"build {objects[-1]}: {compiler} {ROOT / source}"]
                 lines += [f"  flags = {' '.join(flags[target])}"]
@@ -214,7 +231,6 @@ class BuildKernels(build_ext):
             linker = "link_cuda" if target == "cuda" else "link"
             lines += [f"build {output}: {linker} {' '.join(objects)}"]
             lines += [f"  libraries = {'' if target == '_C' else '-ltorch -ltorch_cpu'}"]
-            lines += [f"  flags = {' '.join(flags[target]) if target == 'cuda' else ''}"]
         return lines
 
 

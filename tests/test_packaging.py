@@ -1,6 +1,7 @@
 """What is shipped: the source distribution, the wheel built from it, and how it is built."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -19,6 +20,16 @@ COMPILER = """#!/bin/sh
 echo "$@" >> {log}
 exec c++ "$@" -O0
 """
+# Makes empty files of what it is told to compile or link, or CUDA would take minutes.
+NVCC = """#!/bin/sh
+test "$1" = --version && exec echo "nvcc of the tests"
+echo "$@" >> {log}
+for output; do :; done
+case " $* " in
+*" -c "*) exec c++ -x c++ -c /dev/null -o "$output" ;;
+*) exec c++ -shared -x c++ /dev/null -o "$output" ;;
+esac
+"""
 pytestmark = [
     cpu_only,
     pytest.mark.skipif(find_spec("build.__main__") is None, reason="needs the package `build`"),
@@ -29,19 +40,28 @@ class Built:
     """A source distribution, and the wheel that was built from it, both unpacked."""
 
     def __init__(self, folder: Path) -> None:
-        compiler, self.log = folder / "c++", folder / "log"
-        compiler.write_text(COMPILER.format(log=self.log))
-        compiler.chmod(0o755)
+        log, cuda_log = folder / "log", folder / "cuda_log"
+        compiler, nvcc = folder / "c++", folder / "bin" / "nvcc"
+        nvcc.parent.mkdir()
+        for path, text in ((compiler, COMPILER.format(log=log)), (nvcc, NVCC.format(log=cuda_log))):
+            path.write_text(text)
+            path.chmod(0o755)
+        cuda = {
+            "D2LOPS_CUDA": "1",
+            "CUDA_HOME": str(folder),
+            "D2LOPS_CUDA_ARCHS": "8.0;9.0a 10.0+PTX",
+        }
         options = ["--no-isolation", "--skip-dependency-check", "--outdir", folder]
         result = subprocess.run(
             [sys.executable, "-m", "build", *options, ROOT],
-            env={**os.environ, "CXX": str(compiler), "D2LOPS_CUDA": "0"},
+            env={**os.environ, "CXX": str(compiler), **cuda},
             capture_output=True,
             text=True,
         )
         assert result.returncode == 0, result.stdout + result.stderr
         self.output = result.stdout
-        self.commands = self.log.read_text().splitlines()
+        self.commands = log.read_text().splitlines()
+        self.cuda_commands = cuda_log.read_text().splitlines()
         (sdist,) = folder.glob("*.tar.gz")
         with tarfile.open(sdist) as archive:
             paths = [Path(member.name) for member in archive if member.isfile()]
@@ -89,7 +109,8 @@ class TestWheel:
         modules = {name for name in libraries if name.startswith("d2lops/_C.")}
         assert len(modules) == 1
         known = {f"d2lops/lib/cpu_{name}.so" for name in backends.CPU_LIBRARIES}
-        assert {"d2lops/lib/cpu_generic.so"} <= libraries - modules <= known
+        cuda = {"d2lops/lib/cuda.so"}
+        assert {"d2lops/lib/cpu_generic.so"} | cuda <= libraries - modules <= known | cuda
 
     def test_has_nothing_else(self, built: Built) -> None:
         folders = {name.partition("/")[0] for name in built.wheel}
@@ -115,11 +136,25 @@ print(d2lops.functional.dropout(torch.ones(8), 0.5, seed=42).tolist())
 class TestBuild:
     def test_says_what_it_decided(self, built: Built) -> None:
         assert "d2lops: CPU libraries: cpu_generic" in built.output
-        assert "d2lops: CUDA library: no (D2LOPS_CUDA=0)" in built.output
+        assert "d2lops: CUDA library: yes (D2LOPS_CUDA=1, nvcc is " in built.output
 
     def test_wheel_knows_how_it_was_built(self, built: Built) -> None:
         result = run_python("-m", "d2lops.info", path=built.unpacked)
-        assert "not built: D2LOPS_CUDA=0" in result.stdout
+        assert "nvcc of the tests: 8.0 9.0a 10.0+PTX" in result.stdout
+
+    def test_cuda_library(self, built: Built) -> None:
+        """Every kernel for each architecture, and the bindings once more, for CUDA."""
+        *compilations, link = built.cuda_commands
+        sources = {c.split(" -c ")[1].split()[0].rpartition("csrc/")[2] for c in compilations}
+        kernels = files("csrc/cuda", "*.cu") | files("csrc/cuda", "*.cpp")
+        assert {f"csrc/{source}" for source in sources} == kernels
+        for architecture in ("80,code=sm_80", "90a,code=sm_90a", "100,code=compute_100"):
+            flag = f"-gencode=arch=compute_{architecture}"
+            assert all(flag in command for command in compilations)
+        assert "--no-as-needed -ltorch " in link
+        bindings = [c for c in built.compilations() if "/cuda/bindings/" in c]
+        assert len(bindings) == len(files("csrc/bindings", "*.cpp"))
+        assert all("-DD2LOPS_CUDA" in command.split() for command in bindings)
 
     def test_runs_anywhere_and_computes_exactly(self, built: Built) -> None:
         """Nothing of this machine's processor, and no arithmetic that is free to differ."""
@@ -130,12 +165,12 @@ class TestBuild:
     def test_each_library_has_its_instruction_set_alone(self, built: Built) -> None:
         for command in built.compilations():
             flags = {flag for flag in command.split() if flag.startswith("-m")}
-            target = Path(command.split(" -o ")[1].split()[0]).parent.name
+            target = re.search(r" -o \S*/ninja-[^/]+/([^/]+)/", command)[1]
             assert ("-mavx2" in flags) == target.startswith(("cpu_avx2", "cpu_avx512", "cpu_amx"))
             assert ("-mavx512f" in flags) == target.startswith(("cpu_avx512", "cpu_amx"))
             assert ("-mavx512bf16" in flags) == (target in ("cpu_avx512_bf16", "cpu_amx"))
             assert ("-mamx-bf16" in flags) == (target == "cpu_amx")
-            assert ("-DTORCH_TARGET_VERSION" in command) == target.startswith("cpu_")
+            assert ("-DTORCH_TARGET_VERSION" in command) == (target != "_C")
 
     @pytest.mark.parametrize(
         "choice, expected",
