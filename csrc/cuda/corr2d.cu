@@ -20,6 +20,7 @@
 
 #include "common/integer.h"
 #include "cuda/depthwise.cuh"
+#include "cuda/few_channels.cuh"
 #include "cuda/gemm.h"
 #include "cuda/pack.h"
 #include "operators.h"
@@ -248,6 +249,7 @@ void corr2d(const Geometry& geo, const Input& x, const Input& weight, const Bias
         return run(gemm_mma<T>, image.planes(), image.tensor(), window.tensor());
       }
     }
+    if (has_few_channels(geo)) return corr2d_of_few_channels(geo, x, weight, bias, relu, y);
     run(gemm_simt<T>, geo.in, x, weight);
   });
 }

@@ -133,7 +133,7 @@ struct Strip {
 
 template <typename T>
 D2LOPS_HOST_DEVICE T* at(const Operand<T>& x, int64_t n, int64_t c, int64_t h, int64_t w) {
-  return x.data + n * x.n + c * x.c + h * x.h + w * x.w;
+  return x.data + (n * x.n + c * x.c + h * x.h + w * x.w);
 }
 
 // A packet, or zeros. It is moved as words, or else the compiler would give each 16-bit number a
@@ -147,6 +147,18 @@ __device__ __forceinline__ Packet<T, N> load_if(bool inside, const T* from) {
   Packet<T, N> packet;
   memcpy(&packet, &words, sizeof packet);
   return packet;
+}
+
+// By an intrinsic: of some packets the compiler makes four stores.
+template <typename T, int N>
+__device__ __forceinline__ void store_at_once(T* to, const Packet<T, N>& packet) {
+  if constexpr (sizeof packet == 16) {
+    uint4 words;
+    memcpy(&words, &packet, sizeof words);
+    __stwb(reinterpret_cast<uint4*>(to), words);
+  } else {
+    store(to, packet);
+  }
 }
 
 // Packets of a column, so many rows apart, of which `inside` has a bit each. No branches: all loads
@@ -171,13 +183,13 @@ __device__ __forceinline__ void read(Packet<T, N> (&to)[kCount], uint32_t inside
 // Of some things, those that a block has: at most so many, but the same in all blocks.
 struct Share {
   int64_t total;
+  unsigned blocks;
   int in_block;
 
   Share(int64_t total, int64_t most)
-      : total(total), in_block(static_cast<int>(ceil_div(total, ceil_div(total, most)))) {}
-  D2LOPS_HOST_DEVICE unsigned blocks() const {
-    return static_cast<unsigned>(ceil_div(total, in_block));
-  }
+      : total(total),
+        blocks(static_cast<unsigned>(ceil_div(total, most))),
+        in_block(static_cast<int>(ceil_div(total, blocks))) {}
 };
 
 // How a layer is cut into blocks and threads. `middle` is strips, or lines of taps.
@@ -187,7 +199,7 @@ struct Cut {
 
   int threads() const { return packets.in_block * middle.in_block * columns.in_block; }
   unsigned count(int64_t times) const {
-    return static_cast<unsigned>(times * packets.blocks() * middle.blocks() * columns.blocks());
+    return static_cast<unsigned>(times * packets.blocks * middle.blocks * columns.blocks);
   }
 };
 
@@ -209,7 +221,7 @@ struct Place {
     middle_here = take(thread, cut.middle.in_block);
     (cut.channels_inside ? column_here : packet_here) = thread;
     const auto first = [&](const Share& share) {
-      return int64_t{take(block, share.blocks())} * share.in_block;
+      return int64_t{take(block, share.blocks)} * share.in_block;
     };
     packet = first(cut.packets) + packet_here;
     middle = first(cut.middle) + middle_here;
@@ -231,20 +243,6 @@ __device__ void stage_weights(const Layer<T>& layer, int64_t first, int width,
     weights[tap * width + c] = widen(*at(layer.weight, first + c, 0, tap / kTaps, tap % kTaps));
   }
   __syncthreads();
-}
-
-template <int N, typename T>
-__device__ __forceinline__ Packet<T, N> finish(const Layer<T>& layer, int64_t channel,
-                                               const Accumulator<T> (&sum)[N]) {
-  Packet<T, N> result;
-  const auto* const bias = static_cast<const T*>(layer.bias.data);
-#pragma unroll
-  for (int c = 0; c < N; ++c) {
-    Accumulator<T> value = sum[c];
-    if (bias) value += widen(bias[(channel + c) * layer.bias.stride]);
-    result.at[c] = narrow<T>(layer.relu && value < 0 ? 0 : value);  // NaN stays NaN
-  }
-  return result;
 }
 
 template <typename W, bool kMasked, typename T, int N>
@@ -271,6 +269,12 @@ __global__ __launch_bounds__(kThreads,
 
   S strip(layer.rows, place.middle);
   A sum[S::kTargets][N] = {};
+  if (const auto* bias = static_cast<const T*>(layer.bias.data)) {
+#pragma unroll
+    for (int i = 0; i < S::kTargets * N; ++i) {
+      sum[i / N][i % N] = widen(bias[(channel + i % N) * layer.bias.stride]);
+    }
+  }
   for (int64_t r = 0; r < layer.rows.taps; r += W::kTaps) {
     strip.look(layer.rows, r);
 #pragma unroll 1
@@ -295,10 +299,14 @@ __global__ __launch_bounds__(kThreads,
   }
 #pragma unroll
   for (int i = 0; i < S::kTargets; ++i) {
+    Packet<T, N> result;
+#pragma unroll
+    for (int c = 0; c < N; ++c) {
+      result.at[c] = narrow<T>(layer.relu && sum[i][c] < 0 ? 0 : sum[i][c]);  // NaN stays NaN
+    }
     const int64_t h = strip.target + i * strip.target_step;
     if (h < 0 || h >= layer.rows.targets) continue;
-    store(at(layer.target, place.rest, channel, h, place.column),
-          finish<N>(layer, channel, sum[i]));
+    store_at_once(at(layer.target, place.rest, channel, h, place.column), result);
   }
 }
 
@@ -430,7 +438,7 @@ void launch_weight_grad(Gradient<T> gradient, bool channels_inside) {
   const char* name = "depthwise_weight_grad";
   Cut blocks = cut<N>(channels_inside, gradient.channels, gradient.window() / W::kTaps,
                       gradient.columns.targets);
-  blocks.columns.total = blocks.columns.in_block;  // threads walk over the others
+  blocks.columns = {blocks.columns.in_block, blocks.columns.in_block};  // and threads walk
   gradient.parts =
       std::clamp<int64_t>(gradient.images * Strip<W, kMasked, T, N>::count(gradient.rows), 1,
                           ceil_div(kBlocks, blocks.count(1)));

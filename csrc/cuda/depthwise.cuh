@@ -1,5 +1,5 @@
-// Depthwise layers, which have one input and one output channel per group: a matrix product would be
-// empty but for its diagonal. The three maps of corr2d for them (depthwise.cu).
+// Depthwise layers, which have one input and one output channel per group: a matrix product would
+// be empty but for its diagonal. The three maps of corr2d for them (depthwise.cu).
 #pragma once
 
 #include "operators.h"
