@@ -32,7 +32,7 @@ struct Cut {
   int groups, levels;     // warps of a block that have different outputs, and rows
   int64_t rows, columns;  // of the image, under a tile
   int64_t pitch;          // columns of a phase
-  int64_t blocks_of_outputs, tiles_down, tiles_across;
+  uint32_t blocks_of_outputs, tiles_down, tiles_across;
 
   Cut(const Geometry& geo, int outputs) {
     const auto evenly = [](int64_t count, int64_t most) {
@@ -40,9 +40,9 @@ struct Cut {
     };
     groups = evenly(ceil_div(geo.out, outputs), kWarps);
     levels = evenly(ceil_div(geo.output.h, kPixels), kWarps / groups);
-    blocks_of_outputs = ceil_div(geo.out, groups * outputs);
-    tiles_down = ceil_div(geo.output.h, levels * kPixels);
-    tiles_across = ceil_div(geo.output.w, kWarp);
+    blocks_of_outputs = static_cast<uint32_t>(ceil_div(geo.out, groups * outputs));
+    tiles_down = static_cast<uint32_t>(ceil_div(geo.output.h, levels * kPixels));
+    tiles_across = static_cast<uint32_t>(ceil_div(geo.output.w, kWarp));
     rows = (levels * kPixels - 1) * geo.stride.h + (geo.kernel.h - 1) * geo.dilation.h + 1;
     columns = (kWarp - 1) * geo.stride.w + (geo.kernel.w - 1) * geo.dilation.w + 1;
     pitch = ceil_div(columns, geo.stride.w);
@@ -130,17 +130,23 @@ __global__ __launch_bounds__(kWarps* kWarp,
   const Cut& cut = layer.cut;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int group = warp % cut.groups, level = warp / cut.groups, width = cut.groups * K;
-  int64_t block = blockIdx.x;
-  const int64_t first = block % cut.blocks_of_outputs * width;
-  block /= cut.blocks_of_outputs;
-  const int64_t b = block % cut.tiles_across * kWarp;
-  block /= cut.tiles_across;
-  const int64_t a = block % cut.tiles_down * cut.levels * kPixels, n = block / cut.tiles_down;
+  uint32_t block = blockIdx.x;
+  const auto take = [&block](uint32_t size) {
+    const uint32_t digit = block % size;
+    block /= size;
+    return int64_t{digit};
+  };
+  const int64_t first = take(cut.blocks_of_outputs) * width, b = take(cut.tiles_across) * kWarp;
+  const int64_t a = take(cut.tiles_down) * cut.levels * kPixels, n = block;
 
   A* const weights = &shared_memory<A>();
   A* const image = weights + geo.kernel.h * geo.kernel.w * width;
   const int row = static_cast<int>(cut.pitch * geo.stride.w);  // of the image in shared memory
   const int step = static_cast<int>(geo.stride.h) * row;
+  // From a tap to the next: so many phases, and so far.
+  const int stride = static_cast<int>(geo.stride.w), dilation = static_cast<int>(geo.dilation.w);
+  const int phases = dilation % stride;
+  const int jump = static_cast<int>(phases * cut.pitch) + dilation / stride;
   A sum[kPixels][K];
 #pragma unroll
   for (int k = 0; k < K; ++k) {
@@ -158,11 +164,10 @@ __global__ __launch_bounds__(kWarps* kWarp,
     __syncthreads();
     const A* weight = weights + group * K;
     for (int r = 0; r < geo.kernel.h; ++r) {
-      const A* const line = image + (level * kPixels * step + r * geo.dilation.h * row + lane);
+      const A* from = image + (level * kPixels * step + r * geo.dilation.h * row + lane);
+      int phase = 0;
 #pragma unroll 1
       for (int s = 0; s < geo.kernel.w; ++s, weight += width) {
-        const int shift = s * static_cast<int>(geo.dilation.w), stride = geo.stride.w;
-        const A* const from = line + (shift % stride * cut.pitch + shift / stride);
         const auto w = load<K>(weight);
 #pragma unroll
         for (int i = 0; i < kPixels; ++i) {
@@ -170,6 +175,9 @@ __global__ __launch_bounds__(kWarps* kWarp,
 #pragma unroll
           for (int k = 0; k < K; ++k) sum[i][k] += w.at[k] * x;
         }
+        phase += phases;
+        from += jump;
+        if (phase >= stride) phase -= stride, from += 1 - row;
       }
     }
   }
