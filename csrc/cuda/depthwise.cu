@@ -463,8 +463,9 @@ bool fits_packets(const Operand<T>& x, int64_t channels) {
 template <typename T, int N, bool kAdjoint, typename L, typename F>
 void arrange(L& layer, F&& f) {
   const bool channels_inside = layer.source.c == 1 && layer.target.c == 1 && layer.channels > 1;
-  const auto fits = [&](const auto& x) { return !x.data || fits_packets<N>(x, layer.channels); };
-  const bool packed = fits(layer.source) && fits(layer.mask) && fits(layer.target);
+  const auto fits = [&](const auto& x) { return fits_packets<N>(x, layer.channels); };
+  const bool packed =
+      fits(layer.source) && fits(layer.target) && (!layer.mask.data || fits(layer.mask));
   if (channels_inside) {
     std::swap(layer.rows, layer.columns);
     for (Strides* s : std::initializer_list<Strides*>{&layer.source, &layer.mask, &layer.target,
