@@ -19,6 +19,8 @@
 #include <algorithm>
 
 #include "common/integer.h"
+#include "cuda/depthwise.cuh"
+#include "cuda/few_channels.cuh"
 #include "cuda/gemm.h"
 #include "cuda/pack.h"
 #include "operators.h"
@@ -232,6 +234,7 @@ void add_epilogue(Product<T>& product, const Geometry& geo, const Bias& bias, bo
 
 void corr2d(const Geometry& geo, const Input& x, const Input& weight, const Bias& bias, bool relu,
             const Output& y) {
+  if (is_depthwise(geo)) return depthwise(geo, x, weight, bias, relu, y);
   dispatch_float(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     const auto run = [&](auto&& gemm, int64_t in, const Input& x, const Input& weight) {
@@ -245,12 +248,14 @@ void corr2d(const Geometry& geo, const Input& x, const Input& weight, const Bias
         return run(gemm_tensor<T>, image.planes(), image.tensor(), window.tensor());
       }
     }
+    if (has_few_channels(geo)) return corr2d_of_few_channels(geo, x, weight, bias, relu, y);
     run(gemm_simt<T>, geo.in, x, weight);
   });
 }
 
 void corr2d_input_grad(const Geometry& geo, const Input& g, const Input& y, const Input& weight,
                        const Output& dx) {
+  if (is_depthwise(geo)) return depthwise_input_grad(geo, g, y, weight, dx);
   dispatch_float(g.dtype, [&](auto zero) {
     using T = decltype(zero);
     const auto run = [&](auto&& gemm, int64_t out, const Input& g, const Input& y,
@@ -273,6 +278,7 @@ void corr2d_input_grad(const Geometry& geo, const Input& g, const Input& y, cons
 
 void corr2d_weight_grad(const Geometry& geo, const Input& g, const Input& y, const Input& x,
                         const Output& dw) {
+  if (is_depthwise(geo)) return depthwise_weight_grad(geo, g, y, x, dw);
   dispatch_float(g.dtype, [&](auto zero) {
     using T = decltype(zero);
     if constexpr (sizeof(T) < 8) {
