@@ -6,24 +6,26 @@
 // costs a small layer much of its time: kernel (height, width; for pooling alone), stride (height,
 // width), padding (top, bottom, left, right), dilation (height, width; not for averages), groups
 // (for corr2d alone). `y` is the output of a ReLU whose derivative masks `g`: where y <= 0, g
-// counts as zero.
+// counts as zero. `tf32` allows GPUs to round float32 numbers to TF32 on the way to tensor cores.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(d2lops, m) {
   // The three partial maps of the trilinear form <corr2d(x, w), g>, and the bias's share of it.
-  m.def("corr2d(Tensor x, Tensor weight, Tensor? bias, int[] window, bool relu) -> Tensor");
+  m.def(
+      "corr2d(Tensor x, Tensor weight, Tensor? bias, int[] window, bool relu, bool tf32=False) -> "
+      "Tensor");
   m.def(
       "corr2d_input_grad(Tensor g, Tensor? y, Tensor weight, SymInt height, SymInt width, int[] "
-      "window) -> Tensor");
+      "window, bool tf32=False) -> Tensor");
   m.def(
       "corr2d_weight_grad(Tensor g, Tensor? y, Tensor x, SymInt height, SymInt width, int[] "
-      "window) -> Tensor");
+      "window, bool tf32=False) -> Tensor");
 
   // x (M, K), weight (N, K), g and y (M, N).
-  m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
-  m.def("linear_relu(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
-  m.def("linear_input_grad(Tensor g, Tensor? y, Tensor weight) -> Tensor");
-  m.def("linear_weight_grad(Tensor g, Tensor? y, Tensor x) -> Tensor");
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias, bool tf32=False) -> Tensor");
+  m.def("linear_relu(Tensor x, Tensor weight, Tensor? bias, bool tf32=False) -> Tensor");
+  m.def("linear_input_grad(Tensor g, Tensor? y, Tensor weight, bool tf32=False) -> Tensor");
+  m.def("linear_weight_grad(Tensor g, Tensor? y, Tensor x, bool tf32=False) -> Tensor");
   m.def("bias_grad(Tensor g, Tensor? y) -> Tensor");  // sums over every dimension but the second
 
   // Max-pooling gives the maximum and where in its window it was found: uint8, or int32 for windows

@@ -1,13 +1,14 @@
 """Which kernels a tensor gets: one table, and the libraries behind it.
 
 Importing this module loads the best CPU library that the processor runs (``D2LOPS_CPU=generic``,
-``avx2``, ``avx512``, ``avx512_bf16``, ``amx``, or a library's path, forces one), and the CUDA library
-where torch sees a GPU. They register their kernels as ``torch.ops.d2lops``. If that fails, importing
-still works, and the first use of an operator raises the cause.
+``avx2``, ``avx512``, ``avx512_bf16``, ``amx``, or a library's path, forces one), and the CUDA
+library where torch sees a GPU. They register their kernels as ``torch.ops.d2lops``. If that fails,
+importing still works, and the first use of an operator raises the cause.
 """
 
 import contextlib
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -90,8 +91,11 @@ try:
 except Exception as error:  # kept for the first use, which can say more than an import can
     load_error = error
 
-# The raw operators, filled by `shape_rule`; meta tensors enter by the same door.
+# The raw operators, filled by `shape_rule`; meta tensors enter by the same door. And the same with
+# TF32 allowed where torch's two switches say so, each for the operators of one prefix.
 _cpp = SimpleNamespace()
+_TF32 = {"matmul": "linear", "conv": "corr2d"}
+_cpp_tf32 = {switches: SimpleNamespace() for switches in itertools.product((False, True), repeat=2)}
 _devices = ("cpu", "meta", "cuda") if cuda_library[0] else ("cpu", "meta")
 _TABLES = {
     "auto": dict.fromkeys(_devices, _cpp),
@@ -107,7 +111,16 @@ def shape_rule(name: str) -> Callable[[Callable], Callable]:
     def register(rule: Callable) -> Callable:
         if load_error is None:
             torch.library.register_fake(f"d2lops::{name}")(_on_one_device(rule))
-            setattr(_cpp, name, getattr(torch.ops.d2lops, name).default)
+            operator = getattr(torch.ops.d2lops, name).default
+            setattr(_cpp, name, operator)
+            for switches, table in _cpp_tf32.items():
+                allowed = any(
+                    on and name.startswith(prefix)
+                    for on, prefix in zip(switches, _TF32.values(), strict=True)
+                )
+                setattr(
+                    table, name, functools.partial(operator, tf32=True) if allowed else operator
+                )
         return rule
 
     return register
@@ -129,10 +142,22 @@ def _on_one_device(rule: Callable) -> Callable:
 
 def kernels(x: torch.Tensor) -> SimpleNamespace:
     """The raw operators for tensors like `x`; raises where there are none, never falls back."""
-    found = _table.get("cpu" if x.is_cpu else x.device.type)  # to ask for the type takes longer
+    device = "cpu" if x.is_cpu else x.device.type  # to ask for the type takes longer
+    found = _table.get(device)
     if found is None:
-        raise _no_kernels(x.device.type)
+        raise _no_kernels(device)
+    if device == "cuda" and x.dtype is torch.float32:
+        return _cpp_tf32[tuple(map(_allows_tf32, _TF32))]
     return found
+
+
+@torch.compiler.assume_constant_result
+def _allows_tf32(operator: str) -> bool:
+    """What `torch.backends.cuda.matmul` and `torch.backends.cudnn.conv` say, asked cheaply.
+
+    A compiled graph keeps what they said when it was compiled.
+    """
+    return torch._C._get_fp32_precision_getter("cuda", operator) == "tf32"
 
 
 def _no_kernels(device: str) -> Exception:

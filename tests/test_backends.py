@@ -1,10 +1,12 @@
 """Which library is loaded, what happens where none can be, and how a backend is chosen."""
 
+import functools
 import re
 import shutil
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -206,6 +208,44 @@ class TestBackend:
         with pytest.raises(NotImplementedError, match=r"'xla' with backend 'auto'; allowed: cpu"):
             backends.kernels(Elsewhere)
         assert backends.kernels(x).dropout is torch.ops.d2lops.dropout.default
+
+
+class TestTF32:
+    """The CPU ignores what it is allowed, so its results tell that everything gets there."""
+
+    @pytest.mark.parametrize(
+        ("operator", "switch"),
+        [("matmul", torch.backends.cuda.matmul), ("conv", torch.backends.cudnn.conv)],
+    )
+    def test_follows_torchs_switches(self, operator: str, switch: Any) -> None:
+        before = switch.fp32_precision
+        try:
+            for precision in ("tf32", "ieee"):
+                switch.fp32_precision = precision
+                assert backends._allows_tf32(operator) == (precision == "tf32")
+        finally:
+            switch.fp32_precision = before
+
+    @pytest.mark.parametrize("switches", backends._cpp_tf32)
+    def test_is_for_the_operators_of_the_switch(self, switches: tuple[bool, bool]) -> None:
+        table = vars(backends._cpp_tf32[switches])
+        allowed = {name for name, raw in table.items() if isinstance(raw, functools.partial)}
+        assert {name.partition("_")[0] for name in allowed} == {
+            prefix for prefix, on in zip(("linear", "corr2d"), switches, strict=True) if on
+        }
+        assert "bias_grad" in table
+
+    def test_goes_through_the_compiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(backends, "_table", {"cpu": backends._cpp_tf32[True, True]})
+        layers = torch.nn.Sequential(d2lops.nn.Conv2d(2, 3, 3), d2lops.nn.LinearReLU(4, 5))
+        x = torch.randn(1, 2, 5, 6, requires_grad=True)
+        expected = torch.autograd.grad(layers(x).sum(), x)
+
+        @torch.compile(fullgraph=True, backend="aot_eager")
+        def compiled(x: torch.Tensor) -> torch.Tensor:
+            return layers(x) if backends._allows_tf32("conv") else layers(x) + 0
+
+        assert torch.equal(torch.autograd.grad(compiled(x).sum(), x)[0], expected[0])
 
 
 class TestInfo:

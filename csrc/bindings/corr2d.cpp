@@ -54,13 +54,14 @@ int64_t groups_of(const char* op, SizesRef window) {
 }
 
 Tensor corr2d_binding(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                      Sizes window, bool relu) {
+                      Sizes window, bool relu, bool tf32) {
   const char* op = "corr2d";
   check_dim(op, "x", x, 4);
   check_dim(op, "weight", weight, 4);
   check_float(op, x);
   check_like(op, "weight", weight, x);
-  const Geometry geo = geometry(op, x.sizes(), weight.sizes(), window);
+  Geometry geo = geometry(op, x.sizes(), weight.sizes(), window);
+  geo.tf32 = tf32;
   D2LOPS_CHECK(weight.size(0) > 0, op, ": weight must have output channels");
   check_bias(op, bias, weight);
   const OnDeviceOf device(x);
@@ -71,8 +72,8 @@ Tensor corr2d_binding(const Tensor& x, const Tensor& weight, const std::optional
 }
 
 Tensor corr2d_input_grad_binding(const Tensor& g, const std::optional<Tensor>& y,
-                                 const Tensor& weight, int64_t height, int64_t width,
-                                 Sizes window) {
+                                 const Tensor& weight, int64_t height, int64_t width, Sizes window,
+                                 bool tf32) {
   const char* op = "corr2d_input_grad";
   check_dim(op, "g", g, 4);
   check_dim(op, "weight", weight, 4);
@@ -81,7 +82,8 @@ Tensor corr2d_input_grad_binding(const Tensor& g, const std::optional<Tensor>& y
   check_mask(op, g, y);
   const std::array<int64_t, 4> size{g.size(0), weight.size(1) * groups_of(op, window), height,
                                     width};
-  const Geometry geo = geometry(op, size, weight.sizes(), window);
+  Geometry geo = geometry(op, size, weight.sizes(), window);
+  geo.tf32 = tf32;
   check_sizes(op, "g", g, {geo.images, weight.size(0), geo.output.h, geo.output.w});
   const OnDeviceOf device(g);
   Tensor dx = empty(g, size, g.scalar_type(), is_channels_last(g) || is_channels_last(weight));
@@ -90,7 +92,7 @@ Tensor corr2d_input_grad_binding(const Tensor& g, const std::optional<Tensor>& y
 }
 
 Tensor corr2d_weight_grad_binding(const Tensor& g, const std::optional<Tensor>& y, const Tensor& x,
-                                  int64_t height, int64_t width, Sizes window) {
+                                  int64_t height, int64_t width, Sizes window, bool tf32) {
   const char* op = "corr2d_weight_grad";
   check_dim(op, "g", g, 4);
   check_dim(op, "x", x, 4);
@@ -101,7 +103,8 @@ Tensor corr2d_weight_grad_binding(const Tensor& g, const std::optional<Tensor>& 
   D2LOPS_CHECK(x.size(1) % groups == 0, op, ": groups = ", groups, " must divide the ", x.size(1),
                " input channels");
   const std::array<int64_t, 4> size{g.size(1), x.size(1) / groups, height, width};
-  const Geometry geo = geometry(op, x.sizes(), size, window);
+  Geometry geo = geometry(op, x.sizes(), size, window);
+  geo.tf32 = tf32;
   check_sizes(op, "g", g, {geo.images, size[0], geo.output.h, geo.output.w});
   const OnDeviceOf device(g);
   Tensor dw = empty(g, size, g.scalar_type());

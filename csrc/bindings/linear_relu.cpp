@@ -6,13 +6,14 @@ namespace d2lops {
 namespace {
 
 template <bool relu>
-Tensor linear_binding(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+Tensor linear_binding(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                      bool tf32) {
   const char* op = relu ? "linear_relu" : "linear";
   check_dim(op, "x", x, 2);
   check_dim(op, "weight", weight, 2);
   check_float(op, x);
   check_like(op, "weight", weight, x);
-  const ProductSize size{x.size(0), weight.size(0), x.size(1)};
+  const ProductSize size{x.size(0), weight.size(0), x.size(1), tf32};
   check_sizes(op, "weight", weight, {size.columns, size.depth});
   check_bias(op, bias, weight);
   const OnDeviceOf device(x);
@@ -22,14 +23,14 @@ Tensor linear_binding(const Tensor& x, const Tensor& weight, const std::optional
 }
 
 Tensor linear_input_grad_binding(const Tensor& g, const std::optional<Tensor>& y,
-                                 const Tensor& weight) {
+                                 const Tensor& weight, bool tf32) {
   const char* op = "linear_input_grad";
   check_dim(op, "g", g, 2);
   check_dim(op, "weight", weight, 2);
   check_float(op, g);
   check_like(op, "weight", weight, g);
   check_mask(op, g, y);
-  const ProductSize size{g.size(0), weight.size(1), g.size(1)};
+  const ProductSize size{g.size(0), weight.size(1), g.size(1), tf32};
   check_sizes(op, "weight", weight, {size.depth, size.columns});
   const OnDeviceOf device(g);
   Tensor dx = empty(g, {size.rows, size.columns}, g.scalar_type());
@@ -37,15 +38,15 @@ Tensor linear_input_grad_binding(const Tensor& g, const std::optional<Tensor>& y
   return dx;
 }
 
-Tensor linear_weight_grad_binding(const Tensor& g, const std::optional<Tensor>& y,
-                                  const Tensor& x) {
+Tensor linear_weight_grad_binding(const Tensor& g, const std::optional<Tensor>& y, const Tensor& x,
+                                  bool tf32) {
   const char* op = "linear_weight_grad";
   check_dim(op, "g", g, 2);
   check_dim(op, "x", x, 2);
   check_float(op, g);
   check_like(op, "x", x, g);
   check_mask(op, g, y);
-  const ProductSize size{g.size(1), x.size(1), g.size(0)};
+  const ProductSize size{g.size(1), x.size(1), g.size(0), tf32};
   check_sizes(op, "x", x, {size.depth, size.columns});
   const OnDeviceOf device(g);
   Tensor dw = empty(g, {size.rows, size.columns}, g.scalar_type());

@@ -15,6 +15,7 @@ struct Pair {
 struct Geometry {
   int64_t images, groups, in, out;
   Pair input, output, kernel, stride, dilation, before, after;  // padding before and after
+  bool tf32 = false;  // whether tensor cores may round float32 numbers
 
   // Whether there is one window, which is the whole image and no more.
   bool covers_image() const {
@@ -28,6 +29,7 @@ struct Geometry {
 // One matrix product: (rows, depth) times (depth, columns).
 struct ProductSize {
   int64_t rows, columns, depth;
+  bool tf32 = false;  // whether tensor cores may round float32 numbers
 };
 
 // An (N, C, H, W) tensor.

@@ -11,14 +11,16 @@
 // the stride, (h + top) mod sh and (v + left) mod sw, in which a fixed set of taps meets the pixels,
 // so that a strided layer's gradient multiplies no zeros.
 //
-// 16-bit numbers go through tensor cores, which want channels side by side, in packets of eight:
-// images and weights that do not lie so are copied first (pack.h), and channels that only fill a
-// packet up are left out on the way out.
+// 16-bit numbers, and float32 ones where TF32 is allowed, go through tensor cores, which want channels
+// side by side, in packets: images and weights that do not lie so are copied first (pack.h), and
+// channels that only fill a packet up are left out on the way out.
 //
 // Flops: 2 C R S per output. Arithmetic is the limit, but for few channels, where memory is.
 #include <algorithm>
 
 #include "common/integer.h"
+#include "cuda/depthwise.cuh"
+#include "cuda/few_channels.cuh"
 #include "cuda/gemm.h"
 #include "cuda/pack.h"
 #include "operators.h"
@@ -86,9 +88,8 @@ struct Window {
     const Digit s{across.count, across.image_step * x.w, across.image_step * mask.w, 0,
                   narrow_step(across.image_step)};
     Walk walk = ordered(p, r, s, planes_inside);
-    walk.origin = {down.shift * x.h + across.shift * x.w,
-                   down.shift * mask.h + across.shift * mask.w, narrow_step(down.shift),
-                   narrow_step(across.shift)};
+    walk.origin = {down.shift * x.h + across.shift * x.w, narrow_step(down.shift),
+                   narrow_step(across.shift), down.shift * mask.h + across.shift * mask.w};
     return walk;
   }
 
@@ -204,11 +205,11 @@ Product<T> weight_grad(const Geometry& geo, int64_t in, int64_t out, const Input
   return product;
 }
 
-// Whether tensor cores pay: packets of eight channels, and tiles of many, would be mostly empty
-// for a few.
+// Whether tensor cores may and pay: packets of channels, and tiles of many, would be mostly empty for
+// a few.
 template <typename T>
 bool fits_tensor_cores(const Geometry& geo) {
-  return sizeof(T) == 2 && geo.in * geo.out >= 64;
+  return (sizeof(T) == 2 || geo.tf32) && geo.in * geo.out >= 64;
 }
 
 Packed packed_weight(const Geometry& geo, const Input& weight) {
@@ -233,6 +234,7 @@ void add_epilogue(Product<T>& product, const Geometry& geo, const Bias& bias, bo
 
 void corr2d(const Geometry& geo, const Input& x, const Input& weight, const Bias& bias, bool relu,
             const Output& y) {
+  if (is_depthwise(geo)) return depthwise(geo, x, weight, bias, relu, y);
   dispatch_float(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     const auto run = [&](auto&& gemm, int64_t in, const Input& x, const Input& weight) {
@@ -240,18 +242,20 @@ void corr2d(const Geometry& geo, const Input& x, const Input& weight, const Bias
       add_epilogue(product, geo, bias, relu);
       gemm(product);
     };
-    if constexpr (sizeof(T) == 2) {
+    if constexpr (sizeof(T) < 8) {
       if (fits_tensor_cores<T>(geo)) {
         const Packed image = packed_input(geo, x), window = packed_weight(geo, weight);
         return run(gemm_tensor<T>, image.planes(), image.tensor(), window.tensor());
       }
     }
+    if (has_few_channels(geo)) return corr2d_of_few_channels(geo, x, weight, bias, relu, y);
     run(gemm_simt<T>, geo.in, x, weight);
   });
 }
 
 void corr2d_input_grad(const Geometry& geo, const Input& g, const Input& y, const Input& weight,
                        const Output& dx) {
+  if (is_depthwise(geo)) return depthwise_input_grad(geo, g, y, weight, dx);
   dispatch_float(g.dtype, [&](auto zero) {
     using T = decltype(zero);
     const auto run = [&](auto&& gemm, int64_t out, const Input& g, const Input& y,
@@ -262,7 +266,7 @@ void corr2d_input_grad(const Geometry& geo, const Input& g, const Input& y, cons
         }
       }
     };
-    if constexpr (sizeof(T) == 2) {
+    if constexpr (sizeof(T) < 8) {
       if (fits_tensor_cores<T>(geo)) {
         const Packed image = packed_output(geo, g, y), window = packed_weight(geo, weight);
         return run(gemm_tensor<T>, image.planes(), image.tensor(), image.mask(), window.tensor());
@@ -274,9 +278,10 @@ void corr2d_input_grad(const Geometry& geo, const Input& g, const Input& y, cons
 
 void corr2d_weight_grad(const Geometry& geo, const Input& g, const Input& y, const Input& x,
                         const Output& dw) {
+  if (is_depthwise(geo)) return depthwise_weight_grad(geo, g, y, x, dw);
   dispatch_float(g.dtype, [&](auto zero) {
     using T = decltype(zero);
-    if constexpr (sizeof(T) == 2) {
+    if constexpr (sizeof(T) < 8) {
       if (fits_tensor_cores<T>(geo)) {
         const Packed gradient = packed_output(geo, g, y), image = packed_input(geo, x);
         return gemm_tensor(weight_grad<T>(geo, image.planes(), gradient.planes(), gradient.tensor(),

@@ -18,10 +18,12 @@
 
 namespace d2lops {
 
-// Where a row or a column is, relative to the others: offsets of data and mask in elements.
-struct Place {
-  int64_t offset, mask;
+// Where a row or a column is, relative to the others: offsets of data and mask in elements. What is
+// always needed is read at once.
+struct alignas(16) Place {
+  int64_t offset;
   int32_t h, w;
+  int64_t mask;
 };
 
 struct Digit {
@@ -46,10 +48,11 @@ struct Walk {
     int64_t rest, i, m;
     split(index, inner.size, rest, i);
     split(rest, middle.size, rest, m);
-    return {origin.offset + rest * outer.stride + m * middle.stride + i * inner.stride,
-            origin.mask + rest * outer.mask_stride + m * middle.mask_stride + i * inner.mask_stride,
-            static_cast<int32_t>(origin.h + rest * outer.h + m * middle.h + i * inner.h),
-            static_cast<int32_t>(origin.w + rest * outer.w + m * middle.w + i * inner.w)};
+    return {
+        origin.offset + rest * outer.stride + m * middle.stride + i * inner.stride,
+        static_cast<int32_t>(origin.h + rest * outer.h + m * middle.h + i * inner.h),
+        static_cast<int32_t>(origin.w + rest * outer.w + m * middle.w + i * inner.w),
+        origin.mask + rest * outer.mask_stride + m * middle.mask_stride + i * inner.mask_stride};
   }
 
  private:

@@ -13,8 +13,7 @@
 
 namespace d2lops {
 
-// There are as many rows and columns as c has. a and b may reach beyond: in packets, up to the next
-// multiple of eight.
+// There are as many rows and columns as c has. a and b may reach beyond: up to the end of a packet.
 template <typename T>
 struct Product {
   Gathered<T> a{}, b{};
@@ -38,12 +37,12 @@ struct Product {
 template <typename T>
 void gemm_simt(Product<T> product);
 
-// On tensor cores (gemm_mma.cu), for bfloat16 and float16: a and b must lie in packets, eight
-// neighbours along the inner digit of their rows or of their columns, 16 bytes, aligned.
+// On tensor cores (gemm_mma.cu), for float (as TF32), bfloat16 and float16: a and b must lie in
+// packets of 16 bytes, aligned, of neighbours along the inner digit of their rows or columns.
 template <typename T>
 void gemm_mma(const Product<T>& product);
 
-// The same on the tensor cores of Hopper GPUs (gemm_wgmma.cu).
+// The same on the tensor cores of Hopper GPUs (gemm_wgmma.cu), for bfloat16 and float16.
 template <typename T>
 void gemm_wgmma(const Product<T>& product);
 

@@ -1,5 +1,5 @@
-// Matrix products on tensor cores (gemm.h), bfloat16 and float16, summed in float: every GPU from
-// sm_80 on.
+// Matrix products on tensor cores (gemm.h), of bfloat16, float16 and, rounded to TF32, float32
+// numbers, summed in float: every GPU from sm_80 on.
 //
 //   C[i, j] = relu(sum over k of A[i, k] B[j, k] + bias)
 //
@@ -22,12 +22,14 @@ namespace d2lops {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRows = 128, kDepth = 32, kStages = 4;
+constexpr int kRows = 128, kStages = 4;
+template <typename T>
+constexpr int kDepth = 64 / sizeof(T);  // of a step: 64 bytes
 
 template <typename T, int Columns, bool a_along, bool b_along, bool masked>
 struct Shared {
-  using A = TileLayout<kRows, kDepth, a_along>;
-  using B = TileLayout<Columns, kDepth, b_along>;
+  using A = TileLayout<T, kRows, kDepth<T>, a_along>;
+  using B = TileLayout<T, Columns, kDepth<T>, b_along>;
 
   struct Stages {
     unsigned char a[kStages][A::kBytes], b[kStages][B::kBytes];
@@ -57,7 +59,7 @@ __global__ __launch_bounds__(kThreads) void gemm_mma_kernel(const __grid_constan
   const Tile tile = tile_of_block(task);
   const int64_t begin = tile.part * task.part_depth;
   const int64_t end = min(begin + task.part_depth, task.depth);
-  const int steps = static_cast<int>(ceil_div(at_least(end - begin, 0), kDepth));
+  const int steps = static_cast<int>(ceil_div(at_least(end - begin, 0), kDepth<T>));
   const T* const a_data = product.a.data + tile.group * product.a.group_stride;
   const T* const b_data = product.b.data + tile.group * product.b.group_stride;
   const T* const mask =
@@ -65,21 +67,21 @@ __global__ __launch_bounds__(kThreads) void gemm_mma_kernel(const __grid_constan
 
   const int thread = threadIdx.x;
   const auto place_columns = [&](int step) {
-    const int64_t k = begin + static_cast<int64_t>(step) * kDepth;
+    const int64_t k = begin + static_cast<int64_t>(step) * kDepth<T>;
     const int slot = step % kStages;
     A::place_columns(product.a.columns, k, shared.a_columns[slot], thread);
     B::place_columns(product.b.columns, k, shared.b_columns[slot], kThreads - 1 - thread);
   };
   const auto start_copies = [&](int step) {
     const int slot = step % kStages;
-    const int64_t depth = end - begin - static_cast<int64_t>(step) * kDepth;
+    const int64_t depth = end - begin - static_cast<int64_t>(step) * kDepth<T>;
     if (depth > 0) {
       A::template start_copies<kThreads>(product.a, a_data, mask, shared.a_rows,
                                          shared.a_columns[slot], depth, stages.a[slot],
                                          stages.mask[masked ? slot : 0], thread);
-      B::template start_copies<kThreads, T>(product.b, b_data, nullptr, shared.b_rows,
-                                            shared.b_columns[slot], depth, stages.b[slot], nullptr,
-                                            thread);
+      B::template start_copies<kThreads>(product.b, b_data, nullptr, shared.b_rows,
+                                         shared.b_columns[slot], depth, stages.b[slot], nullptr,
+                                         thread);
     }
     commit_copies();  // empty at the end, so that waiting can count
   };
@@ -103,13 +105,13 @@ __global__ __launch_bounds__(kThreads) void gemm_mma_kernel(const __grid_constan
     if (step + kStages < steps) place_columns(step + kStages);
     const int slot = step % kStages;
 #pragma unroll
-    for (int k = 0; k < kDepth / 16; ++k) {
+    for (int k = 0; k < 2; ++k) {
       uint32_t a[kFragmentsDown][4], b[kFragmentsAcross / 2][4];
 #pragma unroll
       for (int i = 0; i < kFragmentsDown; ++i) {
         const int row = warp_row + 16 * i;
         if constexpr (masked) {
-          A::template load_masked_a<T>(a[i], stages.a[slot], stages.mask[slot], row, k);
+          A::load_masked_a(a[i], stages.a[slot], stages.mask[slot], row, k);
         } else {
           A::load_a(a[i], stages.a[slot], row, k);
         }
@@ -162,10 +164,12 @@ __global__ __launch_bounds__(kThreads) void gemm_mma_kernel(const __grid_constan
 
 template <typename T, int Columns, bool a_along, bool b_along, bool masked>
 void run(const Product<T>& product) {
+  using S = Shared<T, Columns, a_along, b_along, masked>;
+  static_assert(sizeof(S) <= (masked && Columns == 128 ? 128 : 99) * 1024);
   Task<T> task(product);
-  task.cut(kRows, Columns, kDepth);
-  run_tiles("gemm_mma", gemm_mma_kernel<T, Columns, a_along, b_along, masked>, kThreads,
-            sizeof(Shared<T, Columns, a_along, b_along, masked>), task);
+  task.cut(kRows, Columns, kDepth<T>);
+  run_tiles("gemm_mma", gemm_mma_kernel<T, Columns, a_along, b_along, masked>, kThreads, sizeof(S),
+            task);
 }
 
 // The three directions: both along k (forward), A alone (input gradient), neither (weight gradient).
@@ -187,9 +191,12 @@ void choose(const Product<T>& product) {
 
 template <typename T>
 void gemm_mma(const Product<T>& product) {
-  product.c.columns.size() > 64 ? choose<T, 128>(product) : choose<T, 64>(product);
+  // With a mask, the wide tile's stages do not fit into the 99 KB of the smaller GPUs.
+  const bool fits = !product.a.mask || current_device().shared_memory > 128 * 1024;
+  product.c.columns.size() > 64 && fits ? choose<T, 128>(product) : choose<T, 64>(product);
 }
 
+template void gemm_mma(const Product<float>&);
 template void gemm_mma(const Product<bfloat16>&);
 template void gemm_mma(const Product<float16>&);
 

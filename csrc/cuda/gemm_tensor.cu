@@ -6,11 +6,15 @@ namespace d2lops {
 
 template <typename T>
 void gemm_tensor(const Product<T>& product) {
-  // Tiles of 128 columns would be half empty for fewer.
-  const bool wide = product.c.columns.size() > 64;
-  current_device().capability == 90 && wide ? gemm_wgmma(product) : gemm_mma(product);
+  if constexpr (sizeof(T) == 2) {
+    // Tiles of 128 columns would be half empty for fewer.
+    const bool wide = product.c.columns.size() > 64;
+    if (current_device().capability == 90 && wide) return gemm_wgmma(product);
+  }
+  gemm_mma(product);
 }
 
+template void gemm_tensor(const Product<float>&);
 template void gemm_tensor(const Product<bfloat16>&);
 template void gemm_tensor(const Product<float16>&);
 

@@ -1,4 +1,4 @@
-// Tiles of 16-bit numbers in shared memory: how packets get there and lie there, how fragments are
+// Tiles of 16-bit numbers, or of float32 ones for TF32, in shared memory: how packets get there and lie there, how fragments are
 // taken out, and how a finished tile gets to memory. Shared by the kernels on tensor cores.
 #pragma once
 
@@ -7,24 +7,24 @@
 
 namespace d2lops {
 
-constexpr int kPacketBytes = 16, kEight = 8;  // numbers in a packet
+constexpr int kPacketBytes = 16;
 
 // `Rows` rows of A or B, `Depth` numbers along k each. A line of a tile is a row, or, where memory
-// lies across k, up to 64 rows at one k, in panels of 64 rows. Packets of a line are swizzled, so
-// that the same packet of eight lines in a row lies in eight different groups of banks.
-template <int Rows, int Depth, bool along_depth>
+// lies across k, rows at one k, in panels of 128 bytes. Packets of a line are swizzled, so that the
+// same packet of eight lines in a row lies in eight different groups of banks.
+template <typename T, int Rows, int Depth, bool along_depth>
 struct TileLayout {
-  static_assert(Depth == 32 || Depth == 64);
-  static constexpr bool kAlongDepth = along_depth;
-  static constexpr int kBytes = Rows * Depth * 2, kPackets = Rows * Depth / kEight;
-  static constexpr int kPerLine = (along_depth ? Depth : Rows) / kEight;  // packets
-  static constexpr int kRowPlaces = along_depth ? Rows : Rows / kEight;
-  static constexpr int kColumnPlaces = along_depth ? Depth / kEight : Depth;
+  static constexpr int kNumbers = kPacket<T>, kLineBytes = Depth * static_cast<int>(sizeof(T));
+  static_assert(kLineBytes == 64 || kLineBytes == 128);
+  static constexpr int kBytes = Rows * kLineBytes, kPackets = kBytes / kPacketBytes;
+  static constexpr int kPerLine = (along_depth ? Depth : Rows) / kNumbers;  // packets
+  static constexpr int kRowPlaces = along_depth ? Rows : Rows / kNumbers;
+  static constexpr int kColumnPlaces = along_depth ? Depth / kNumbers : Depth;
 
   static __device__ __forceinline__ int at(int line, int packet) {
     if constexpr (!along_depth) {
       return packet / 8 * Depth * 128 + line * 128 + (packet % 8 ^ line % 8) * kPacketBytes;
-    } else if constexpr (Depth == 64) {
+    } else if constexpr (kLineBytes == 128) {
       return line * 128 + (packet ^ line % 8) * kPacketBytes;
     } else {
       return line * 64 + (packet ^ line / 2 % 4) * kPacketBytes;
@@ -36,58 +36,56 @@ struct TileLayout {
   static __device__ void place_rows(const Walk& rows, int64_t first, int64_t count, Place* places,
                                     int thread, int threads) {
     for (int i = thread; i < kRowPlaces; i += threads) {
-      const int64_t row = first + (along_depth ? i : i * kEight);
-      places[i] = rows.at(min(row, along_depth ? count - 1 : (count - 1) / kEight * kEight));
+      const int64_t row = first + (along_depth ? i : i * kNumbers);
+      places[i] = rows.at(min(row, along_depth ? count - 1 : (count - 1) / kNumbers * kNumbers));
     }
   }
 
   // And a step's columns, from k on.
   static __device__ void place_columns(const Walk& columns, int64_t k, Place* places, int thread) {
     if (thread < kColumnPlaces) {
-      places[thread] = columns.at(k + (along_depth ? thread * kEight : thread));
+      places[thread] = columns.at(k + (along_depth ? thread * kNumbers : thread));
     }
   }
 
   // Starts to copy a step, of which `depth` columns count, and of the mask, if there is one.
-  template <int Threads, typename T>
+  template <int Threads>
   static __device__ __forceinline__ void start_copies(const Gathered<T>& x, const T* data,
                                                       const T* mask, const Place* rows,
                                                       const Place* columns, int64_t depth,
                                                       unsigned char* tile, unsigned char* mask_tile,
                                                       int thread) {
-#pragma unroll 4
-    for (int i = thread; i < kPackets; i += Threads) {
-      const int line = i / kPerLine, packet = i % kPerLine;
-      const Place row = rows[along_depth ? line : packet];
-      const Place column = columns[along_depth ? packet : line];
-      const bool valid = (along_depth ? packet * kEight : line) < depth && x.inside(row, column);
-      copy_async(tile + at(line, packet), valid ? data + row.offset + column.offset : data, valid);
+    static_assert(Threads % kPerLine == 0);
+    constexpr int kLines = Threads / kPerLine;  // at a time
+    const int packet = thread % kPerLine;
+    // The same for all packets of a thread.
+    const Place fixed = along_depth ? columns[packet] : rows[packet];
+    if (along_depth && packet * kNumbers >= depth) depth = 0;
+#pragma unroll 8
+    for (int line = thread / kPerLine; line < kPackets / kPerLine; line += kLines) {
+      const Place& place = along_depth ? rows[line] : columns[line];
+      const bool valid = (along_depth ? 0 : line) < depth && x.inside(fixed, place);
+      const int64_t offset = valid ? fixed.offset + place.offset : 0;
+      copy_async(tile + at(line, packet), data + offset, valid);
       if (mask) {
-        copy_async(mask_tile + at(line, packet), valid ? mask + row.mask + column.mask : mask,
-                   valid);
+        const int64_t mask_offset = valid ? fixed.mask + place.mask : 0;
+        copy_async(mask_tile + at(line, packet), mask + mask_offset, valid);
       }
     }
   }
 
   // A fragment of A, 16 rows from `row` on, or of B, 16 of its rows, which are columns of C; step
-  // `k` of 16 products.
+  // `k` of 32 bytes.
   static __device__ __forceinline__ void load_a(uint32_t (&a)[4], const unsigned char* tile,
                                                 int row, int k) {
-    const int lane = threadIdx.x % 32, low = lane % 8, middle = lane / 8 % 2, high = lane / 16;
-    const int from = along_depth ? at(row + 8 * middle + low, 2 * k + high)
-                                 : at(16 * k + 8 * high + low, row / kEight + middle);
-    load_matrices<!along_depth>(a, tile + from);
+    load_fragment(a, tile, row, k, false);
   }
   static __device__ __forceinline__ void load_b(uint32_t (&b)[4], const unsigned char* tile,
                                                 int row, int k) {
-    const int lane = threadIdx.x % 32, low = lane % 8, middle = lane / 8 % 2, high = lane / 16;
-    const int from = along_depth ? at(row + 8 * high + low, 2 * k + middle)
-                                 : at(16 * k + 8 * middle + low, row / kEight + high);
-    load_matrices<!along_depth>(b, tile + from);
+    load_fragment(b, tile, row, k, true);
   }
 
   // A's numbers where those of the mask are positive.
-  template <typename T>
   static __device__ __forceinline__ void load_masked_a(uint32_t (&a)[4], const unsigned char* tile,
                                                        const unsigned char* mask_tile, int row,
                                                        int k) {
@@ -97,17 +95,45 @@ struct TileLayout {
 #pragma unroll
     for (int r = 0; r < 4; ++r) a[r] = passing<T>(y[r], a[r]);
   }
+
+ private:
+  // Four matrices of 8 rows and 16 bytes along k. In A, the second one is eight rows further and the
+  // third one 16 bytes; in B, the other way round.
+  static __device__ __forceinline__ void load_fragment(uint32_t (&to)[4], const unsigned char* tile,
+                                                       int row, int k, bool is_b) {
+    const int lane = threadIdx.x % 32, second = lane / 8 % 2, third = lane / 16;
+    const int eight_rows = is_b ? third : second, packet = is_b ? second : third;
+    if constexpr (along_depth) {
+      load_matrices<false>(to, tile + at(row + 8 * eight_rows + lane % 8, 2 * k + packet));
+    } else if constexpr (sizeof(T) == 2) {
+      load_matrices<true>(to, tile + at(16 * k + 8 * packet + lane % 8, row / 8 + eight_rows));
+    } else {
+      // ldmatrix does not turn numbers of 32 bits: they are read one by one.
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int r = row + 8 * (is_b ? i / 2 : i % 2) + lane / 4;
+        const int line = 8 * k + 4 * (is_b ? i % 2 : i / 2) + lane % 4;
+        const unsigned char* number = tile + at(line, r / kNumbers) + r % kNumbers * 4;
+        to[i] = *reinterpret_cast<const uint32_t*>(number);
+      }
+    }
+    if constexpr (sizeof(T) == 4) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) to[i] = round_to_tf32(to[i]);
+    }
+  }
 };
 
 // A finished tile on its way to memory, in the order in which its neighbours lie there: rows of C,
 // or columns where those are dense. Lines are padded by a packet.
 template <typename T, int Rows, int Columns>
 struct FinishedTile {
-  T number[(Rows + kEight) * (Columns + kEight)];
+  static constexpr int kNumbers = kPacket<T>;
+  T number[(Rows + kNumbers) * (Columns + kNumbers)];
 
   __device__ T& at(int row, int column, bool by_columns) {
-    return by_columns ? number[column * (Rows + kEight) + row]
-                      : number[row * (Columns + kEight) + column];
+    return by_columns ? number[column * (Rows + kNumbers) + row]
+                      : number[row * (Columns + kNumbers) + column];
   }
 
   // In packets, where neighbours in the tile are neighbours in memory.
@@ -121,23 +147,23 @@ struct FinishedTile {
     const int64_t line_end = (by_columns ? task.columns - column : task.rows - row);
     const int64_t end = (by_columns ? task.rows - row : task.columns - column);
     const int lines = by_columns ? Columns : Rows, length = by_columns ? Rows : Columns;
-    const bool dense = packet_walk.inner.stride == 1 && packet_walk.inner.size % kEight == 0;
-    for (int i = threadIdx.x; i < lines * length / kEight; i += Threads) {
-      const int line = i / (length / kEight), first = i % (length / kEight) * kEight;
+    const bool dense = packet_walk.inner.stride == 1 && packet_walk.inner.size % kNumbers == 0;
+    for (int i = threadIdx.x; i < lines * length / kNumbers; i += Threads) {
+      const int line = i / (length / kNumbers), first = i % (length / kNumbers) * kNumbers;
       if (line >= line_end || first >= end) continue;
       const Place across = line_walk.at((by_columns ? column : row) + line);
       const auto along = [&](int x) {
         return packet_walk.at((by_columns ? row : column) + first + x);
       };
-      const T* const from = number + line * (length + kEight) + first;
+      const T* const from = number + line * (length + kNumbers) + first;
       const Place begin = along(0);
       T* const to = data + across.offset;
-      if (dense && c.inside(across, begin) && c.inside(across, along(kEight - 1)) &&
+      if (dense && c.inside(across, begin) && c.inside(across, along(kNumbers - 1)) &&
           reinterpret_cast<uintptr_t>(to + begin.offset) % kPacketBytes == 0) {
-        store(to + begin.offset, load<kEight>(from));
+        store(to + begin.offset, load<kNumbers>(from));
         continue;
       }
-      for (int x = 0; x < kEight && first + x < end; ++x) {
+      for (int x = 0; x < kNumbers && first + x < end; ++x) {
         const Place place = along(x);
         if (c.inside(across, place)) to[place.offset] = from[x];
       }

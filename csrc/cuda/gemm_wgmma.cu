@@ -30,9 +30,10 @@ constexpr int kCopyRegisters = 104, kMultiplyRegisters = 200;
 
 template <typename T, int Columns, bool a_along, bool b_along, bool masked>
 struct Shared {
-  using A = TileLayout<kRows, kDepth, a_along>;
-  using B = TileLayout<Columns, kDepth, b_along>;
+  using A = TileLayout<T, kRows, kDepth, a_along>;
+  using B = TileLayout<T, Columns, kDepth, b_along>;
   static constexpr int kStages = 192 * 1024 / ((masked ? 2 : 1) * A::kBytes + B::kBytes);
+  static constexpr bool kMasked = masked;
   static constexpr int kAhead = kStages - 2;  // steps that are on their way
 
   struct Stages {
@@ -64,7 +65,7 @@ __device__ void copy_steps(S& shared, const Task<T>& task, const Tile& tile, con
   const T* const a_data = product.a.data + tile.group * product.a.group_stride;
   const T* const b_data = product.b.data + tile.group * product.b.group_stride;
   const T* const mask =
-      product.a.mask ? product.a.mask + tile.group * product.a.mask_group_stride : nullptr;
+      S::kMasked ? product.a.mask + tile.group * product.a.mask_group_stride : nullptr;
   const int thread = threadIdx.x;
   const auto place_columns = [&](int step) {
     const int64_t k = steps.begin + static_cast<int64_t>(step) * kDepth;
@@ -83,10 +84,10 @@ __device__ void copy_steps(S& shared, const Task<T>& task, const Tile& tile, con
     const int64_t depth = steps.end - steps.begin - static_cast<int64_t>(step) * kDepth;
     A::template start_copies<kGroup>(product.a, a_data, mask, shared.a_rows,
                                      shared.a_columns[step % 2], depth, shared.stages.a[slot],
-                                     shared.stages.mask[mask ? slot : 0], thread);
-    B::template start_copies<kGroup, T>(product.b, b_data, nullptr, shared.b_rows,
-                                        shared.b_columns[step % 2], depth, shared.stages.b[slot],
-                                        nullptr, thread);
+                                     shared.stages.mask[S::kMasked ? slot : 0], thread);
+    B::template start_copies<kGroup>(product.b, b_data, nullptr, shared.b_rows,
+                                     shared.b_columns[step % 2], depth, shared.stages.b[slot],
+                                     nullptr, thread);
     commit_copies();
     if (step + 1 < steps.count) place_columns(step + 1);
     if (step < S::kAhead) continue;
@@ -118,8 +119,8 @@ __device__ void multiply_steps(S& shared, const Steps& steps, int half,
       uint32_t a[kDepth / 16][4];
 #pragma unroll
       for (int k = 0; k < kDepth / 16; ++k) {
-        S::A::template load_masked_a<T>(a[k], shared.stages.a[slot], shared.stages.mask[slot],
-                                        half * kGroupRows + 16 * warp, k);
+        S::A::load_masked_a(a[k], shared.stages.a[slot], shared.stages.mask[slot],
+                            half * kGroupRows + 16 * warp, k);
       }
       begin_products();
 #pragma unroll
@@ -239,7 +240,7 @@ void gemm_wgmma(const Product<T>& product) {
   const int64_t tiles = ceil_div(product.c.rows.size(), kRows) * ceil_div(columns, 256);
   // Large tiles are the faster ones, where there are enough of them.
   columns > 128 && tiles* product.groups >= wave() / 2 ? choose<T, 256>(product)
-                                                      : choose<T, 128>(product);
+                                                       : choose<T, 128>(product);
 }
 
 template void gemm_wgmma(const Product<bfloat16>&);

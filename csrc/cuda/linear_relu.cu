@@ -7,8 +7,8 @@
 // registers; backward reads y's sign together with g, so neither the product before the ReLU nor
 // the masked gradient ever exists. Flops 2 M N K.
 //
-// 16-bit numbers go through tensor cores, which want rows in packets of eight: matrices that do not
-// lie so are copied first (pack.h).
+// 16-bit numbers, and float32 ones where TF32 is allowed, go through tensor cores, which want rows in
+// packets: matrices that do not lie so are copied first (pack.h).
 #include "cuda/gemm.h"
 #include "cuda/pack.h"
 #include "operators.h"
@@ -33,10 +33,10 @@ Product<T> product(const ProductSize& size, const Gathered<T>& a, const Gathered
   return {a, b, {c.as<T>().data, line(size.rows, size.columns), line(size.columns, 1)}, size.depth};
 }
 
-// Whether tensor cores pay: there is little to win on a few rows.
+// Whether tensor cores may and pay: there is little to win on a few rows.
 template <typename T>
 bool fits_tensor_cores(const ProductSize& size) {
-  return sizeof(T) == 2 && size.rows >= 8 && size.columns >= 8 && size.depth >= 8;
+  return (sizeof(T) == 2 || size.tf32) && size.rows >= 8 && size.columns >= 8 && size.depth >= 8;
 }
 
 Packed packed(int64_t rows, int64_t columns, const Input& x, const Input& mask = {}) {
@@ -57,7 +57,7 @@ void linear(const ProductSize& size, const Input& x, const Input& weight, const 
       call.relu = relu;
       gemm(call);
     };
-    if constexpr (sizeof(T) == 2) {
+    if constexpr (sizeof(T) < 8) {
       if (fits_tensor_cores<T>(size)) {
         const Packed a = packed(size.rows, size.depth, x);
         const Packed b = packed(size.columns, size.depth, weight);
@@ -76,7 +76,7 @@ void linear_input_grad(const ProductSize& size, const Input& g, const Input& y, 
       gemm(product(size, matrix<T>(g, size.rows, size.depth, false, y),
                    matrix<T>(weight, size.depth, size.columns, true), dx));
     };
-    if constexpr (sizeof(T) == 2) {
+    if constexpr (sizeof(T) < 8) {
       if (fits_tensor_cores<T>(size)) {
         const Packed a = packed(size.rows, size.depth, g, y);
         const Packed b = packed(size.depth, size.columns, weight);
@@ -95,7 +95,7 @@ void linear_weight_grad(const ProductSize& size, const Input& g, const Input& y,
       gemm(product(size, matrix<T>(g, size.depth, size.rows, true, y),
                    matrix<T>(x, size.depth, size.columns, true), dw));
     };
-    if constexpr (sizeof(T) == 2) {
+    if constexpr (sizeof(T) < 8) {
       if (fits_tensor_cores<T>(size)) {
         const Packed a = packed(size.depth, size.rows, g, y);
         const Packed b = packed(size.depth, size.columns, x);

@@ -1,5 +1,5 @@
 // Copies a tensor so that its channels lie side by side, each group's filled up with zeros to a
-// multiple of eight:  (N, G planes, H, W) in any strides -> (N, H, W, G padded), contiguous.
+// packet of 16 bytes:  (N, G planes, H, W) in any strides -> (N, H, W, G padded), contiguous.
 //
 // Tiling: a block moves 32 channels of 32 pixels through shared memory, so that it reads along
 // whichever of the two lies together in memory, and writes along channels. One read, one write;
@@ -62,11 +62,14 @@ __global__ __launch_bounds__(kTile* kLines) void pack_kernel(const __grid_consta
   }
 }
 
+// Numbers in a packet.
+int64_t packet_of(const Input& x) { return x.dtype == Dtype::float32 ? 4 : 8; }
+
 bool is_packed(const Extent& extent, int64_t planes, const Input& x) {
-  const auto in_packets = [](int64_t size, int64_t stride) {
-    return size <= 1 || stride % kEightNumbers == 0;
+  const auto in_packets = [&x](int64_t size, int64_t stride) {
+    return size <= 1 || stride % packet_of(x) == 0;
   };
-  return x.c == 1 && planes % kEightNumbers == 0 && in_packets(extent.images, x.n) &&
+  return x.c == 1 && planes % packet_of(x) == 0 && in_packets(extent.images, x.n) &&
          in_packets(extent.height, x.h) && in_packets(extent.width, x.w) &&
          reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
 }
@@ -76,22 +79,21 @@ bool is_packed(const Extent& extent, int64_t planes, const Input& x) {
 Packed::Packed(const Extent& extent, int64_t planes, const Input& x, const Input& mask)
     : tensor_(x), mask_(mask), planes_(planes) {
   if (is_packed(extent, planes, x) && (!mask.data || is_packed(extent, planes, mask))) return;
-  planes_ = round_up(planes, kEightNumbers);
+  planes_ = round_up(planes, packet_of(x));
   const int64_t channels = extent.channels / planes * planes_;
   const int64_t pixels = extent.images * extent.height * extent.width;
-  copy_.emplace(pixels * channels * sizeof(uint16_t));
+  copy_.emplace(pixels * channels * 16 / packet_of(x));
   static_cast<Strides&>(tensor_) = {extent.height * extent.width * channels, 1,
                                     extent.width * channels, channels};
   tensor_.data = copy_->as<void>();
   mask_ = {};
   const int64_t blocks = ceil_div(pixels, kTile) * ceil_div(channels, kTile);
-  const auto run = [&](auto zero) {
+  dispatch_float(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     const Copy<T> copy{extent, planes, planes_, x.as<T>(), mask.as<T>(), copy_->as<T>()};
     launch("pack", pack_kernel<T>, dim3(static_cast<unsigned>(blocks)), kTile * kLines,
            sizeof(Transposer<T>), copy);
-  };
-  x.dtype == Dtype::bfloat16 ? run(bfloat16{}) : run(float16{});
+  });
 }
 
 }  // namespace d2lops

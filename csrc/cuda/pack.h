@@ -10,12 +10,9 @@
 
 namespace d2lops {
 
-// Eight 16-bit numbers, 16 bytes.
-constexpr int64_t kEightNumbers = 8;
-
 // An (N, C, H, W) tensor, C being groups of `planes` channels, as the kernels want it: itself, if
 // its channels lie side by side in whole packets, aligned; else a copy, in which each group's
-// channels are filled up with zeros to a multiple of eight. A copy is masked on the way.
+// channels are filled up with zeros to whole packets. A copy is masked on the way.
 class Packed {
  public:
   Packed(const Extent& extent, int64_t planes, const Input& x, const Input& mask = {});

@@ -129,13 +129,53 @@ __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], 
 #endif
 }
 
-// Two 16-bit numbers, each zero where y is not positive; where y is NaN, x passes.
+// The same for float32 numbers rounded to TF32, over 8 products: A's registers are (g, t) (g + 8, t)
+// (g, t + 4) (g + 8, t + 4), B's (t, g) (t + 4, g). Tensor cores ignore the lower 13 bits.
+__device__ __forceinline__ uint32_t round_to_tf32(uint32_t x) {
+#if defined(__CUDACC__)
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(x)));
+  return rounded;
+#else
+  const bool finite = (x & 0x7F800000u) != 0x7F800000u;
+  return finite ? (x + 0x1000u) & ~0x1FFFu : x;
+#endif
+}
+template <>
+__device__ __forceinline__ void multiply<float>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                                uint32_t b1) {
+#if defined(__CUDACC__)
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+  struct Fragments {
+    uint32_t a[4], b[2];
+  };
+  const Fragments* lanes = cuda_on_cpu::exchange(Fragments{{a[0], a[1], a[2], a[3]}, {b0, b1}});
+  const auto number = [](uint32_t bits) { return __uint_as_float(bits & ~0x1FFFu); };
+  const int g = cuda_on_cpu::lane() / 4, t = cuda_on_cpu::lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int row = i / 2, column = 2 * t + i % 2;
+    for (int k = 0; k < 8; ++k) {
+      d[i] += number(lanes[4 * g + k % 4].a[row + k / 4 * 2]) *
+              number(lanes[4 * column + k % 4].b[k / 4]);
+    }
+  }
+#endif
+}
+
+// The numbers in a register of a fragment, each zero where y is not positive; where y is NaN, x
+// passes.
 template <typename T>
 __device__ __forceinline__ uint32_t passing(uint32_t y, uint32_t x) {
-  const auto blocked = [](uint32_t half) {  // not above zero: its sign bit, or no other
-    return widen(T{static_cast<uint16_t>(half)}) <= 0;
-  };
-  return (blocked(y & 0xFFFF) ? 0 : x & 0xFFFF) | (blocked(y >> 16) ? 0 : x & 0xFFFF0000);
+  if constexpr (std::is_same_v<T, float>) return __uint_as_float(y) <= 0 ? 0 : x;
+  if constexpr (sizeof(T) == 2) {
+    const auto blocked = [](uint32_t half) { return widen(T{static_cast<uint16_t>(half)}) <= 0; };
+    return (blocked(y & 0xFFFF) ? 0 : x & 0xFFFF) | (blocked(y >> 16) ? 0 : x & 0xFFFF0000);
+  }
 }
 
 }  // namespace d2lops

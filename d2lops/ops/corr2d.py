@@ -329,7 +329,14 @@ class Corr2dWeightGrad(Function):
 
 
 @shape_rule("corr2d")
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, relu: bool) -> Tensor:
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Window,
+    relu: bool,
+    tf32: bool = False,
+) -> Tensor:
     op = "conv_relu2d" if relu else "conv2d"
     _check_tensors(op, x, weight, bias)
     _check_sizes(op, x, weight, window)
@@ -339,12 +346,26 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, relu: bool
 
 @shape_rule("corr2d_input_grad")
 def _(
-    g: Tensor, y: Tensor | None, weight: Tensor, height: int, width: int, window: Window
+    g: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    height: int,
+    width: int,
+    window: Window,
+    tf32: bool = False,
 ) -> Tensor:
     size = (g.size(0), weight.size(1) * window[-1], height, width)
     return empty(g, size, is_channels_last(g) or is_channels_last(weight))
 
 
 @shape_rule("corr2d_weight_grad")
-def _(g: Tensor, y: Tensor | None, x: Tensor, height: int, width: int, window: Window) -> Tensor:
+def _(
+    g: Tensor,
+    y: Tensor | None,
+    x: Tensor,
+    height: int,
+    width: int,
+    window: Window,
+    tf32: bool = False,
+) -> Tensor:
     return g.new_empty(g.size(1), x.size(1) // window[-1], height, width)

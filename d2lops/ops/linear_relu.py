@@ -165,22 +165,22 @@ _explain = explanation(_check)
 
 
 @shape_rule("linear")
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool = False) -> Tensor:
     _check("linear", x, weight, bias)
     return x.new_empty(x.size(0), weight.size(0))
 
 
 @shape_rule("linear_relu")
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool = False) -> Tensor:
     _check("linear_relu", x, weight, bias)
     return x.new_empty(x.size(0), weight.size(0))
 
 
 @shape_rule("linear_input_grad")
-def _(g: Tensor, y: Tensor | None, weight: Tensor) -> Tensor:
+def _(g: Tensor, y: Tensor | None, weight: Tensor, tf32: bool = False) -> Tensor:
     return g.new_empty(g.size(0), weight.size(1))
 
 
 @shape_rule("linear_weight_grad")
-def _(g: Tensor, y: Tensor | None, x: Tensor) -> Tensor:
+def _(g: Tensor, y: Tensor | None, x: Tensor, tf32: bool = False) -> Tensor:
     return g.new_empty(g.size(1), x.size(1))

@@ -191,6 +191,10 @@ template <typename T>
 T __ldg(const T* p) {
   return *p;
 }
+template <typename T>
+void __stwb(T* p, T value) {
+  *p = value;
+}
 
 #define CUDA_ON_CPU_MIN_MAX(type)                              \
   constexpr type min(type a, type b) { return b < a ? b : a; } \
