@@ -111,9 +111,13 @@ def cuda_arch_flags() -> list[str]:
     flags = []
     for arch in cuda_archs():
         number = arch.removesuffix("+PTX").replace(".", "")
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        # Hopper's own instructions are in 9.0a, which all GPUs of 9.0 run.
+        real = "90a" if number == "90" else number
+        flags.append(f"-gencode=arch=compute_{real},code=sm_{real}")
         if arch.endswith("+PTX"):
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+        if real == "90a":
+            flags.append("-DD2LOPS_SM90A")
     return flags
 
 

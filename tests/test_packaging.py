@@ -140,7 +140,7 @@ class TestBuild:
 
     def test_wheel_knows_how_it_was_built(self, built: Built) -> None:
         result = run_python("-m", "d2lops.info", path=built.unpacked)
-        assert "nvcc of the tests: 8.0 9.0a 10.0+PTX" in result.stdout
+        assert "nvcc of the tests: 8.0 9.0 10.0+PTX" in result.stdout
 
     def test_cuda_library(self, built: Built) -> None:
         """Every kernel for each architecture, and the bindings once more, for CUDA."""
@@ -151,6 +151,7 @@ class TestBuild:
         for architecture in ("80,code=sm_80", "90a,code=sm_90a", "100,code=compute_100"):
             flag = f"-gencode=arch=compute_{architecture}"
             assert all(flag in command for command in compilations)
+        assert all("-DD2LOPS_SM90A" in command.split() for command in compilations)
         assert "--no-as-needed -ltorch " in link
         bindings = [c for c in built.compilations() if "/cuda/bindings/" in c]
         assert len(bindings) == len(files("csrc/bindings", "*.cpp"))

@@ -9,7 +9,7 @@ void gemm_tensor(const Product<T>& product) {
   if constexpr (sizeof(T) == 2) {
     // Tiles of 128 columns would be half empty for fewer.
     const bool wide = product.c.columns.size() > 64;
-    if (current_device().capability == 90 && wide) return gemm_wgmma(product);
+    if (current_device().wgmma && wide) return gemm_wgmma(product);
   }
   gemm_mma(product);
 }

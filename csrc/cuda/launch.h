@@ -14,7 +14,7 @@ namespace d2lops {
 struct Device {
   int index;
   int multiprocessors;
-  int capability;       // 10 * major + minor
+  bool wgmma;           // whether it is a Hopper GPU, and there are kernels for it in this library
   int shared_memory;    // bytes that a block may have
   cudaStream_t stream;  // torch's current one
 };

@@ -19,9 +19,13 @@ Device properties(int index) {
     check_launch(cudaDeviceGetAttribute(&value, which, index), "cudaDeviceGetAttribute");
     return value;
   };
-  return {index, attribute(cudaDevAttrMultiProcessorCount),
-          10 * attribute(cudaDevAttrComputeCapabilityMajor) +
-              attribute(cudaDevAttrComputeCapabilityMinor),
+  // A library for other GPUs may run on this one as well, but its Hopper kernels are empty.
+#if defined(D2LOPS_SM90A)
+  const bool wgmma = attribute(cudaDevAttrComputeCapabilityMajor) == 9;
+#else
+  const bool wgmma = false;
+#endif
+  return {index, attribute(cudaDevAttrMultiProcessorCount), wgmma,
           attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), nullptr};
 }
 

@@ -10,15 +10,15 @@
 namespace d2lops {
 namespace {
 
-// CUDA_ON_CPU_CAPABILITY chooses among the kernels that are there for different GPUs.
-int capability() {
+// CUDA_ON_CPU_CAPABILITY, 80 or 90, chooses among the kernels that are there for different GPUs.
+bool is_hopper() {
   const char* chosen = std::getenv("CUDA_ON_CPU_CAPABILITY");
-  return chosen ? std::atoi(chosen) : 80;
+  return chosen && std::strcmp(chosen, "90") == 0;
 }
 
 }  // namespace
 
-Device current_device() { return {0, 4, capability(), 232448, nullptr}; }
+Device current_device() { return {0, 4, is_hopper(), 232448, nullptr}; }
 
 // What a kernel reads before it has written it is NaN.
 Workspace::Workspace(size_t bytes) : data_(::operator new(bytes, std::align_val_t{256})) {
