@@ -49,7 +49,7 @@ class Built:
         cuda = {
             "D2LOPS_CUDA": "1",
             "CUDA_HOME": str(folder),
-            "D2LOPS_CUDA_ARCHS": "8.0;9.0a 10.0+PTX",
+            "D2LOPS_CUDA_ARCHS": "8.0;9.0 10.0+PTX",
         }
         options = ["--no-isolation", "--skip-dependency-check", "--outdir", folder]
         result = subprocess.run(
