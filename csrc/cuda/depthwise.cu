@@ -149,18 +149,6 @@ __device__ __forceinline__ Packet<T, N> load_if(bool inside, const T* from) {
   return packet;
 }
 
-// By an intrinsic: of some packets the compiler makes four stores.
-template <typename T, int N>
-__device__ __forceinline__ void store_at_once(T* to, const Packet<T, N>& packet) {
-  if constexpr (sizeof packet == 16) {
-    uint4 words;
-    memcpy(&words, &packet, sizeof words);
-    __stwb(reinterpret_cast<uint4*>(to), words);
-  } else {
-    store(to, packet);
-  }
-}
-
 // Packets of a column, so many rows apart, of which `inside` has a bit each. No branches: all loads
 // may be on their way at once.
 template <bool kMasked, int kCount, typename T, int N>
@@ -306,7 +294,7 @@ __global__ __launch_bounds__(kThreads,
     }
     const int64_t h = strip.target + i * strip.target_step;
     if (h < 0 || h >= layer.rows.targets) continue;
-    store_at_once(at(layer.target, place.rest, channel, h, place.column), result);
+    store(at(layer.target, place.rest, channel, h, place.column), result);
   }
 }
 
@@ -449,13 +437,6 @@ void launch_weight_grad(Gradient<T> gradient, bool channels_inside) {
          W::kTaps * N * blocks.threads() * sizeof(A), gradient, blocks);
   launch(name, add_parts_kernel<T>, static_cast<unsigned>(ceil_div(weights, kThreads / kWarp)),
          kThreads, 0, gradient, W::kTaps);
-}
-
-// Whether channels lie side by side in packets of N.
-template <int N, typename T>
-bool fits_packets(const Operand<T>& x, int64_t channels) {
-  const bool aligned = reinterpret_cast<uintptr_t>(x.data) % (N * sizeof(T)) == 0;
-  return x.c == 1 && channels % N == 0 && x.n % N == 0 && x.h % N == 0 && x.w % N == 0 && aligned;
 }
 
 // Calls f(window, packet, channels inside) with what is known of the layer, which it turns so that

@@ -6,8 +6,9 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
 
-#include "common/dtype.h"
+#include "common/operand.h"
 
 namespace d2lops {
 
@@ -49,9 +50,23 @@ template <int N, typename T>
 __device__ __forceinline__ Packet<T, N> load(const T* p) {
   return *reinterpret_cast<const Packet<T, N>*>(p);
 }
+// 16 bytes by an intrinsic: of some packets the compiler would make four stores.
 template <int N, typename T>
 __device__ __forceinline__ void store(T* p, const Packet<T, N>& packet) {
-  *reinterpret_cast<Packet<T, N>*>(p) = packet;
+  if constexpr (sizeof packet == 16) {
+    uint4 words;
+    memcpy(&words, &packet, sizeof words);
+    __stwb(reinterpret_cast<uint4*>(p), words);
+  } else {
+    *reinterpret_cast<Packet<T, N>*>(p) = packet;
+  }
+}
+
+// Whether channels lie side by side in packets of N.
+template <int N, typename T>
+bool fits_packets(const Operand<T>& x, int64_t channels) {
+  const bool aligned = reinterpret_cast<uintptr_t>(x.data) % (N * sizeof(T)) == 0;
+  return x.c == 1 && channels % N == 0 && x.n % N == 0 && x.h % N == 0 && x.w % N == 0 && aligned;
 }
 
 }  // namespace d2lops

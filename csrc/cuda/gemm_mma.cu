@@ -172,19 +172,11 @@ void run(const Product<T>& product) {
             task);
 }
 
-// The three directions: both along k (forward), A alone (input gradient), neither (weight gradient).
 template <typename T, int Columns>
 void choose(const Product<T>& product) {
-  const bool masked = product.a.mask != nullptr;
-  if (!product.a.along_depth) {
-    masked ? run<T, Columns, false, false, true>(product)
-           : run<T, Columns, false, false, false>(product);
-  } else if (!product.b.along_depth) {
-    masked ? run<T, Columns, true, false, true>(product)
-           : run<T, Columns, true, false, false>(product);
-  } else {
-    run<T, Columns, true, true, false>(product);
-  }
+  dispatch_direction(product, [&](auto a_along, auto b_along, auto masked) {
+    run<T, Columns, a_along(), b_along(), masked()>(product);
+  });
 }
 
 }  // namespace

@@ -188,6 +188,18 @@ __device__ __forceinline__ T finish(float sum, float bias, bool relu) {
   return narrow<T>(relu && value < 0 ? 0 : value);
 }
 
+// Calls f(A lies along k, B does, A is masked), for one of the three directions: both along k
+// (forward), A alone (input gradient), neither (weight gradient).
+template <typename T, typename F>
+void dispatch_direction(const Product<T>& product, F&& f) {
+  constexpr std::true_type yes{};
+  constexpr std::false_type no{};
+  const bool masked = product.a.mask != nullptr;
+  if (product.a.along_depth && product.b.along_depth) return f(yes, yes, no);
+  if (product.a.along_depth) return masked ? f(yes, no, yes) : f(yes, no, no);
+  masked ? f(no, no, yes) : f(no, no, no);
+}
+
 // Whether a tile of C is better written by columns.
 template <typename T>
 __device__ bool is_dense_by_columns(const Scattered<T>& c) {

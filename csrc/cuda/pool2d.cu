@@ -126,13 +126,6 @@ Operand<T> in_packets(const Operand<T>& x) {
   return {{x.n / N, 1, x.h / N, x.w / N}, x.data};
 }
 
-// Whether channels lie side by side in packets of N.
-template <int N, typename T>
-bool fits_packets(const Operand<T>& x, int64_t channels) {
-  const bool aligned = reinterpret_cast<uintptr_t>(x.data) % (N * sizeof(T)) == 0;
-  return x.c == 1 && channels % N == 0 && x.n % N == 0 && x.h % N == 0 && x.w % N == 0 && aligned;
-}
-
 // `argmax` is for max (Output) and its adjoint (Input) alone.
 template <Op op, typename Windows, typename Argmax>
 void pool(const Pooling2d<Windows>& pooling, const Input& source, const Output& target,

@@ -89,48 +89,7 @@ __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const void* row
 #endif
 }
 
-// D += A B, 16 x 8, over 16 products, by one warp: A in four registers, (g, 2t) (g + 8, 2t) (g, 2t +
-// 8) (g + 8, 2t + 8); B in two, (2t, g) (2t + 8, g); D is (g, 2t) (g, 2t + 1) (g + 8, 2t) (g + 8,
-// 2t + 1).
-template <typename T>
-__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
-                                         uint32_t b1) {
-#if defined(__CUDACC__)
-  if constexpr (std::is_same_v<T, bfloat16>) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  }
-#else
-  struct Fragments {
-    uint32_t a[4], b[2];
-  };
-  const Fragments* lanes = cuda_on_cpu::exchange(Fragments{{a[0], a[1], a[2], a[3]}, {b0, b1}});
-  const auto half = [](uint32_t pair, int i) {
-    return widen(T{static_cast<uint16_t>(pair >> (16 * i))});
-  };
-  const int g = cuda_on_cpu::lane() / 4, t = cuda_on_cpu::lane() % 4;
-  for (int i = 0; i < 4; ++i) {
-    const int row = i / 2, column = 2 * t + i % 2;
-    for (int k = 0; k < 16; ++k) {
-      const int lane = k % 8 / 2, upper = k / 8;
-      d[i] += half(lanes[4 * g + lane].a[row + 2 * upper], k % 2) *
-              half(lanes[4 * column + lane].b[upper], k % 2);
-    }
-  }
-#endif
-}
-
-// The same for float32 numbers rounded to TF32, over 8 products: A's registers are (g, t) (g + 8, t)
-// (g, t + 4) (g + 8, t + 4), B's (t, g) (t + 4, g). Tensor cores ignore the lower 13 bits.
+// What tensor cores do with the lower 13 bits of a float32 number is to ignore them.
 __device__ __forceinline__ uint32_t round_to_tf32(uint32_t x) {
 #if defined(__CUDACC__)
   uint32_t rounded;
@@ -141,27 +100,48 @@ __device__ __forceinline__ uint32_t round_to_tf32(uint32_t x) {
   return finite ? (x + 0x1000u) & ~0x1FFFu : x;
 #endif
 }
-template <>
-__device__ __forceinline__ void multiply<float>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
-                                                uint32_t b1) {
+
+// D += A B, 16 x 8, over 32 bytes of products, by one warp. For 16-bit numbers, A is (g, 2t) (g + 8,
+// 2t) (g, 2t + 8) (g + 8, 2t + 8), B (2t, g) (2t + 8, g), with a neighbour along k each; for float32
+// ones, as TF32, (g, t) (g + 8, t) (g, t + 4) (g + 8, t + 4) and (t, g) (t + 4, g). D is (g, 2t) (g,
+// 2t + 1) (g + 8, 2t) (g + 8, 2t + 1).
+template <typename T>
+__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                         uint32_t b1) {
 #if defined(__CUDACC__)
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#  define D2LOPS_MMA(shape, type)                                                       \
+    asm volatile("mma.sync.aligned." shape ".row.col.f32." type "." type                \
+                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                       \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+  if constexpr (std::is_same_v<T, float>) {
+    D2LOPS_MMA("m16n8k8", "tf32");
+  } else if constexpr (std::is_same_v<T, bfloat16>) {
+    D2LOPS_MMA("m16n8k16", "bf16");
+  } else {
+    D2LOPS_MMA("m16n8k16", "f16");
+  }
+#  undef D2LOPS_MMA
 #else
   struct Fragments {
     uint32_t a[4], b[2];
   };
   const Fragments* lanes = cuda_on_cpu::exchange(Fragments{{a[0], a[1], a[2], a[3]}, {b0, b1}});
-  const auto number = [](uint32_t bits) { return __uint_as_float(bits & ~0x1FFFu); };
+  constexpr int kParts = 4 / sizeof(T);  // numbers in a register
+  const auto number = [](uint32_t bits, [[maybe_unused]] int part) {
+    if constexpr (kParts == 1) {
+      return __uint_as_float(bits & ~0x1FFFu);
+    } else {
+      return widen(T{static_cast<uint16_t>(bits >> 16 * part)});
+    }
+  };
   const int g = cuda_on_cpu::lane() / 4, t = cuda_on_cpu::lane() % 4;
   for (int i = 0; i < 4; ++i) {
     const int row = i / 2, column = 2 * t + i % 2;
-    for (int k = 0; k < 8; ++k) {
-      d[i] += number(lanes[4 * g + k % 4].a[row + k / 4 * 2]) *
-              number(lanes[4 * column + k % 4].b[k / 4]);
+    for (int k = 0; k < 8 * kParts; ++k) {
+      const int lane = k / kParts % 4, upper = k / kParts / 4, part = k % kParts;
+      d[i] += number(lanes[4 * g + lane].a[row + 2 * upper], part) *
+              number(lanes[4 * column + lane].b[upper], part);
     }
   }
 #endif
