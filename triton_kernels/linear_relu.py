@@ -31,10 +31,17 @@ from d2lops.triton_kernels.launch import launch, launch_fastest
 from d2lops.triton_kernels.product import finished, multiply, precision, tile_at
 
 
-def tiles(m: int, n: int, k: int, warps: int, stages: int) -> Config:
-    return Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}, num_warps=warps, num_stages=stages)
-
-
+# Products of fewer multiplications than this are over at once.
+LARGE = 2**28
+# Tiles: rows, columns, bytes of depth, warps, stages at most; from large ones to small ones.
+THROUGH_TMA = [(128, 256, 128, 8, 4), (128, 128, 128, 4, 3), (128, 64, 128, 4, 4)]
+THROUGH_POINTERS = [(128, 128, 128, 8, 3), (64, 64, 128, 4, 4), (32, 32, 256, 4, 4)]
+WITHOUT_TENSOR_CORES = [(128, 128, 64, 8, 3), (128, 64, 64, 4, 3), (64, 64, 128, 4, 3)]
+WITHOUT_TENSOR_CORES += [(32, 32, 128, 4, 3)]
+FEW_ROWS = [(0, 128, 128, 4, 4), (0, 64, 256, 4, 4), (0, 32, 512, 4, 4)]
+FEW_COLUMNS = [(128, 0, 128, 4, 4), (64, 0, 256, 4, 4)]
+# What a step takes of the depth divides this.
+DEPTH = 256
 ADD = Config({"BLOCK": 1024}, num_warps=4)
 
 
@@ -46,22 +53,24 @@ def described(
     """The matrix to TMA, by rows or by columns: whichever lie in one piece."""
     if BY_ROWS:
         return tl.make_tensor_descriptor(ptr, [rows, columns], [row_stride, 1], [ROWS, COLUMNS])
-    return tl.make_tensor_descriptor(ptr, [columns, rows], [column_stride, 1], [COLUMNS, ROWS])
+    else:
+        return tl.make_tensor_descriptor(ptr, [columns, rows], [column_stride, 1], [COLUMNS, ROWS])
 
 
 @triton.jit
 def tile_of(matrix, row, column, BY_ROWS: tl.constexpr):  # noqa: N803
     if BY_ROWS:
         return matrix.load([row, column])
-    return matrix.load([column, row]).T
+    else:
+        return matrix.load([column, row]).T
 
 
 @triton.jit
 def product(
     a_ptr, y_ptr, b_ptr, bias_ptr, c_ptr,
-    rows, columns, depth, parts, part_depth, programs,
+    rows, columns, depth, parts, part_depth,
     a_row, a_depth, y_row, y_depth, b_depth, b_column, bias_stride,
-    MASKED: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
+    RELU: tl.constexpr, PRECISION: tl.constexpr,
     TMA: tl.constexpr, A_BY_ROWS: tl.constexpr, B_BY_ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -73,9 +82,9 @@ def product(
     if TMA:
         a = described(a_ptr, rows, depth, a_row, a_depth, BLOCK_M, BLOCK_K, A_BY_ROWS)
         b = described(b_ptr, depth, columns, b_depth, b_column, BLOCK_K, BLOCK_N, B_BY_ROWS)
-        if MASKED:
+        if y_ptr is not None:
             y = described(y_ptr, rows, depth, y_row, y_depth, BLOCK_M, BLOCK_K, A_BY_ROWS)
-    for number in tl.range(tl.program_id(0), tiles * parts, programs):
+    for number in tl.range(tl.program_id(0), tiles * parts, tl.num_programs(0)):
         row_tile, column_tile = tile_at(number % tiles, row_tiles, column_tiles)
         row, column = row_tile * BLOCK_M, column_tile * BLOCK_N
         part = number // tiles
@@ -87,27 +96,28 @@ def product(
         if TMA:
             for k in range(first, last, BLOCK_K):
                 a_tile = tile_of(a, row, k, A_BY_ROWS)
-                if MASKED:
+                if y_ptr is not None:
                     a_tile = passing(a_tile, tile_of(y, row, k, A_BY_ROWS))
                 sums = multiply(a_tile, tile_of(b, k, column, B_BY_ROWS), sums, PRECISION)
         else:
             k = tl.arange(0, BLOCK_K).to(tl.int64)
             a_tiles = a_ptr + m[:, None] * a_row + (first + k)[None, :] * a_depth
-            y_tiles = y_ptr + m[:, None] * y_row + (first + k)[None, :] * y_depth
             b_tiles = b_ptr + (first + k)[:, None] * b_depth + n[None, :] * b_column
-            for left in range(last - first, 0, -BLOCK_K):
-                inside = k < left
+            if y_ptr is not None:
+                y_tiles = y_ptr + m[:, None] * y_row + (first + k)[None, :] * y_depth
+            for done in range(first, last, BLOCK_K):
+                inside = k < last - done
                 a_inside = inside[None, :] & (m < rows)[:, None]
                 a_tile = tl.load(a_tiles, a_inside, 0.0)
-                if MASKED:
-                    a_tile = passing(a_tile, tl.load(y_tiles, a_inside, 0.0))
                 b_tile = tl.load(b_tiles, inside[:, None] & (n < columns)[None, :], 0.0)
+                if y_ptr is not None:
+                    a_tile = passing(a_tile, tl.load(y_tiles, a_inside, 0.0))
+                    y_tiles += tl.full((), BLOCK_K, tl.int64) * y_depth
                 sums = multiply(a_tile, b_tile, sums, PRECISION)
                 a_tiles += tl.full((), BLOCK_K, tl.int64) * a_depth
-                y_tiles += tl.full((), BLOCK_K, tl.int64) * y_depth
                 b_tiles += tl.full((), BLOCK_K, tl.int64) * b_depth
-        bias = tl.zeros((1, BLOCK_N), sum_dtype)
-        if BIAS:
+        bias = None
+        if bias_ptr is not None:
             bias = tl.load(bias_ptr + n * bias_stride, n < columns, 0.0)[None, :]
         place = (part * rows + m)[:, None] * columns + n[None, :]
         inside = (m < rows)[:, None] & (n < columns)[None, :]
@@ -117,7 +127,7 @@ def product(
 @triton.jit
 def add_parts(
     sums_ptr, bias_ptr, c_ptr, count, columns, parts, bias_stride,
-    BIAS: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr,
+    RELU: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """c = relu(the sum of all parts + bias)."""
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -125,14 +135,44 @@ def add_parts(
     sums = tl.zeros((BLOCK,), sums_ptr.dtype.element_ty)
     for part in range(parts):
         sums += tl.load(sums_ptr + part * count + element, inside, 0.0)
-    bias = tl.zeros((BLOCK,), sums.dtype)
-    if BIAS:
+    bias = None
+    if bias_ptr is not None:
         bias = tl.load(bias_ptr + (element % columns).to(tl.int64) * bias_stride, inside, 0.0)
     tl.store(c_ptr + element, finished(sums, bias, RELU, c_ptr.dtype.element_ty), inside)
 
 
-def configs_of(device: Device, dtype: torch.dtype, tma: bool) -> list[Config]:
-    return [tiles(128, 128, 64, 8, 3)]
+def configs_of(
+    device: Device,
+    itemsize: int,
+    sizes: tuple[int, int, int],
+    parts: int,
+    tensor_cores: bool,
+    tma: bool,
+    masked: bool,
+) -> list[Config]:
+    """The best guess first: the largest tiles of which there are enough for a GPU."""
+    rows, columns, depth = sizes
+    if device.maker == "interpreter":
+        return [Config({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64})]
+    if min(rows, columns) <= 32:
+        table = FEW_ROWS if rows <= 32 else FEW_COLUMNS
+        few = 16 if min(rows, columns) <= 16 else 32
+        table = [(m or few, n or few, *rest) for m, n, *rest in table]
+    elif not tensor_cores:
+        table = WITHOUT_TENSOR_CORES[masked:]  # for the largest there would be too few registers
+    else:
+        table = THROUGH_TMA if tma else THROUGH_POINTERS
+    configs = []
+    guess = -1
+    for m, n, depth_bytes, warps, stages in table:
+        stages = min(stages, device.shared_memory // ((m * (1 + masked) + n) * depth_bytes))
+        stages = min(stages, 2) if device.maker == "hip" else stages
+        blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": depth_bytes // itemsize}
+        configs.append(Config(blocks, num_warps=warps, num_stages=stages))
+        if guess < 0 and triton.cdiv(rows, m) * triton.cdiv(columns, n) * parts >= 96:
+            guess = len(configs) - 1
+    guess = configs.pop(guess)
+    return [guess, *configs] if rows * columns * depth >= LARGE else [guess]
 
 
 def parts_of(rows: int, columns: int, depth: int, dtype: torch.dtype) -> int:
@@ -145,102 +185,130 @@ def parts_of(rows: int, columns: int, depth: int, dtype: torch.dtype) -> int:
     return max(1, min(256 // count, depth // (1024 if dtype.itemsize == 2 else 256)))
 
 
-def inner_dimension(x: Tensor) -> int | None:
-    """Which of a matrix's dimensions TMA can read in packets: 16 bytes that begin at a 16th."""
-    packet = 16 // x.itemsize
+def inner_dimension(x: Tensor, packet: int) -> int | None:
+    """Along which dimension a matrix can be read in packets of so many numbers, if any."""
     if x.storage_offset() % packet or max(x.shape) >= 2**31:
         return None
-    if type(x) in (Tensor, torch.nn.Parameter) and x.data_ptr() % 16:  # memory not from torch
+    traced = type(x) not in (Tensor, torch.nn.Parameter)
+    if not traced and x.data_ptr() % (packet * x.itemsize):  # memory that is not torch's
         return None
     for inner in (1, 0):
-        stride = x.stride(1 - inner)
-        if x.stride(inner) == 1 and stride % packet == 0 and stride > 0:
+        outer_stride = x.stride(1 - inner)
+        if x.stride(inner) == 1 and outer_stride % packet == 0 and outer_stride > 0:
             return inner
     return None
+
+
+def packed(x: Tensor, inner: int) -> Tensor:
+    """A copy that can be read in packets along the dimension `inner`."""
+    if inner == 0:
+        return packed(x.t(), 1).t()
+    rows, columns = x.shape
+    return x.new_empty(rows, triton.cdiv(columns, 16) * 16)[:, :columns].copy_(x)
+
+
+def scratch(size: int, alignment: int, stream: int | None) -> Tensor:
+    """Memory for the descriptors that a kernel makes."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 def matrix_product(
     sizes: tuple[int, int, int],
     a: Tensor,
-    a_turned: bool,
     y: Tensor | None,
     b: Tensor,
-    b_turned: bool,
     bias: Tensor | None,
+    turned: tuple[bool, bool],
     relu: bool,
     tf32: bool,
 ) -> Tensor:
-    """relu(a b + bias), a masked by y; (rows, columns, depth); a and b as they are or turned."""
+    """relu(a b + bias), with a masked by y, both of them transposed first if `turned` says so."""
     rows, columns, depth = sizes
     c = a.new_empty(rows, columns)
     if rows == 0 or columns == 0:
         return c
     device = device_of(a)
+    chosen_precision = precision(a, tf32 and a.dtype == torch.float32)
+    tensor_cores = a.dtype.itemsize == 2 or chosen_precision == "tf32"
+    large = tensor_cores and rows * columns * depth >= LARGE
+
+    # How the operands lie. TMA reads packets of 16 bytes. Through pointers they are read in packets
+    # where Triton sees that they begin at multiples of 16 numbers.
+    has_tma = tensor_cores and device.capability >= 90
+    packet = 16 // a.itemsize if has_tma else 16
+    a_inner, b_inner = inner_dimension(a, packet), inner_dimension(b, packet)
+    if large:  # A copy takes a fraction of the time that reading number by number would.
+        if a_inner is None:
+            a_inner = 0 if a.stride(0) == 1 else 1
+            a = packed(a, a_inner)
+        if y is not None and inner_dimension(y, packet) != a_inner:
+            y = packed(y, a_inner)
+        if b_inner is None:
+            b_inner = 0 if b.stride(0) == 1 else 1
+            b = packed(b, b_inner)
+    tma = has_tma and depth > 0 and None not in (a_inner, b_inner)
+    tma = tma and (y is None or inner_dimension(y, packet) == a_inner)
+    if tma and not large and device.maker != "interpreter":  # descriptors take time to make
+        tma = a.stride(1 - a_inner) % 16 != 0 or b.stride(1 - b_inner) % 16 != 0
+
     parts = parts_of(rows, columns, depth, a.dtype)
-    # In multiples of what any configuration takes in a step: how it steps must not show.
-    part_depth = triton.cdiv(triton.cdiv(depth, parts), 128) * 128
-    parts = triton.cdiv(depth, part_depth) if parts > 1 else 1
-    sums, epilogue = c, {"BIAS": bias is not None, "RELU": relu}
+    # Whole steps of any configuration: how it steps must not show.
+    part_depth = triton.cdiv(triton.cdiv(depth, parts), DEPTH) * DEPTH
+    sums = c
     if parts > 1:
+        parts = triton.cdiv(depth, part_depth)
         sum_dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
-        sums, epilogue = a.new_empty(parts, rows, columns, dtype=sum_dtype), {"BIAS": False, "RELU": False}
-    a_inner, b_inner = inner_dimension(a), inner_dimension(b)
-    tma = device.capability >= 90 and None not in (a_inner, b_inner) and depth > 0
-    tma = tma and (y is None or inner_dimension(y) == a_inner)
-    constants = {
-        "MASKED": y is not None,
-        "PRECISION": precision(a, tf32),
-        "TMA": tma,
-        "A_BY_ROWS": tma and (a_inner == 1) != a_turned,
-        "B_BY_ROWS": tma and (b_inner == 1) != b_turned,
-    }
+        sums = a.new_empty(parts, rows, columns, dtype=sum_dtype)
+    bias_stride = 0 if bias is None else bias.stride(0)
     arguments = (
-        *(a, a if y is None else y, b, a if bias is None else bias, sums),
+        *(a, y, b, bias if parts == 1 else None, sums),
         *(rows, columns, depth, parts, part_depth),
+        *(a.stride()[::-1] if turned[0] else a.stride()),
+        *((0, 0) if y is None else y.stride()[::-1] if turned[0] else y.stride()),
+        *(b.stride()[::-1] if turned[1] else b.stride()),
+        bias_stride,
     )
-    strides = (
-        *(a.stride()[::-1] if a_turned else a.stride()),
-        *((y.stride()[::-1] if a_turned else y.stride()) if y is not None else (0, 0)),
-        *(b.stride()[::-1] if b_turned else b.stride()),
-        0 if bias is None else bias.stride(0),
-    )
+    constants = {
+        "RELU": relu and parts == 1,
+        "PRECISION": chosen_precision,
+        "TMA": tma,
+        "A_BY_ROWS": tma and (a_inner == 1) != turned[0],
+        "B_BY_ROWS": tma and (b_inner == 1) != turned[1],
+    }
 
     def run(config: Config) -> None:
         block_m, block_n = config.kwargs["BLOCK_M"], config.kwargs["BLOCK_N"]
         programs = triton.cdiv(rows, block_m) * triton.cdiv(columns, block_n) * parts
         if tma:
             programs = min(programs, device.multiprocessors * 8 // config.num_warps)
-        launch(
-            product, (programs,), *arguments, programs, *strides, config=config,
-            **constants, **epilogue,
-        )
+            triton.set_allocator(scratch)  # of this thread
+        launch(product, (programs,), *arguments, config=config, **constants)
 
-    configs = configs_of(device, a.dtype, tma)
-    launch_fastest(run, configs, product, sizes, a)
+    configs = configs_of(device, a.itemsize, sizes, parts, tensor_cores, tma, y is not None)
+    layout = f"{chosen_precision} {tma} {y is None} {turned} {a_inner} {b_inner}"
+    launch_fastest(run, configs, product, (*sizes, layout), a)
     if parts > 1:
-        launch(
-            add_parts, (triton.cdiv(c.numel(), 1024),), sums, a if bias is None else bias, c,
-            c.numel(), columns, parts, 0 if bias is None else bias.stride(0),
-            config=ADD, BIAS=bias is not None, RELU=relu,
-        )
+        grid = (triton.cdiv(c.numel(), 1024),)
+        arguments = (sums, bias, c, c.numel(), columns, parts, bias_stride)
+        launch(add_parts, grid, *arguments, config=ADD, RELU=relu)
     return c
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool = False) -> Tensor:
     sizes = (x.size(0), weight.size(0), x.size(1))
-    return matrix_product(sizes, x, False, None, weight, True, bias, False, tf32)
+    return matrix_product(sizes, x, None, weight, bias, (False, True), False, tf32)
 
 
 def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool = False) -> Tensor:
     sizes = (x.size(0), weight.size(0), x.size(1))
-    return matrix_product(sizes, x, False, None, weight, True, bias, True, tf32)
+    return matrix_product(sizes, x, None, weight, bias, (False, True), True, tf32)
 
 
 def linear_input_grad(g: Tensor, y: Tensor | None, weight: Tensor, tf32: bool = False) -> Tensor:
     sizes = (g.size(0), weight.size(1), g.size(1))
-    return matrix_product(sizes, g, False, y, weight, False, None, False, tf32)
+    return matrix_product(sizes, g, y, weight, None, (False, False), False, tf32)
 
 
 def linear_weight_grad(g: Tensor, y: Tensor | None, x: Tensor, tf32: bool = False) -> Tensor:
     sizes = (g.size(1), x.size(1), g.size(0))
-    return matrix_product(sizes, g, True, y, x, False, None, False, tf32)
+    return matrix_product(sizes, g, y, x, None, (True, False), False, tf32)

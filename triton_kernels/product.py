@@ -39,8 +39,9 @@ def multiply(a, b, sums, PRECISION: tl.constexpr):  # noqa: N803
 
 @triton.jit
 def finished(sums, bias, RELU: tl.constexpr, dtype: tl.constexpr):  # noqa: N803
-    """What is stored: with the bias, a row or column of numbers, through the ReLU, narrowed."""
-    sums += widen(bias)
+    """What is stored: with the bias (a row or column, or None), through the ReLU, narrowed."""
+    if bias is not None:
+        sums += widen(bias)
     if RELU:  # which lets a NaN pass
         sums = tl.where(sums <= 0, 0.0, sums)
     return narrow(sums, dtype)
