@@ -4,19 +4,20 @@
     linear_input_grad     (g . [y > 0]) W       M x K, summed over N
     linear_weight_grad    (g . [y > 0])ᵀ x      N x K, summed over M
 
-All are one kernel, a product C = A B of matrices in any strides, cut into tiles. Bias and ReLU ride
-on the way out, in registers; backward reads y's tile beside g's and masks in registers, so neither
-the product before the ReLU nor the masked gradient ever exists in memory. 2 M N K flops. Products of
-more than a few hundred rows are limited by arithmetic; of fewer, by reading the weight, once.
+All are one kernel, a product C = A B of matrices in any strides, cut into tiles. Bias and ReLU
+ride on the way out, in registers; backward reads y's tile beside g's and masks in registers, so
+neither the product before the ReLU nor the masked gradient ever exists in memory. 2 M N K flops:
+products of more than a few hundred rows are limited by arithmetic, of fewer by reading the weight.
 
-How a tile gets to the multiplication: where Hopper's tensor memory accelerator (TMA) can read a
-matrix, rows in packets of 16 bytes, large products have it do so: a descriptor made in the kernel
-says how a matrix lies, and a load is one instruction for the whole tile, with zeros beyond the edge.
-Elsewhere, and for small products, each thread copies its packets through pointers under masks.
+How a tile gets to the multiplication: large products have Hopper's tensor memory accelerator (TMA)
+fetch it. A descriptor, made in the kernel, says how the matrix lies; a load is then one instruction
+for a whole tile, with zeros beyond the matrix's edge. The programs are as many as a GPU runs at
+once and go on from tile to tile, so that each makes its descriptors once. Elsewhere, and in small
+products, each thread copies its packets through pointers, under masks.
 
-A product of few tiles that are long (gradients of weights, few rows) is cut along K as well: each
-part leaves its sums in float32, and a second kernel adds them up, in order. How many parts there are
-depends on sizes and dtype alone, so the same product has the same bits on every GPU.
+A product of few but long tiles (weight gradients, few rows) is cut along K as well: each part
+leaves its sums in float32, and a second kernel adds them up, in order. How many parts there are
+depends on the sizes and the dtype alone.
 """
 
 import torch
@@ -30,7 +31,6 @@ from d2lops.triton_kernels.device import Device, device_of
 from d2lops.triton_kernels.launch import launch, launch_fastest
 from d2lops.triton_kernels.product import finished, multiply, precision, tile_at
 
-
 # Products of fewer multiplications than this are over at once.
 LARGE = 2**28
 # Tiles: rows, columns, bytes of depth, warps, stages at most; from large ones to small ones.
@@ -38,8 +38,10 @@ THROUGH_TMA = [(128, 256, 128, 8, 4), (128, 128, 128, 4, 3), (128, 64, 128, 4, 4
 THROUGH_POINTERS = [(128, 128, 128, 8, 3), (64, 64, 128, 4, 4), (32, 32, 256, 4, 4)]
 WITHOUT_TENSOR_CORES = [(128, 128, 64, 8, 3), (128, 64, 64, 4, 3), (64, 64, 128, 4, 3)]
 WITHOUT_TENSOR_CORES += [(32, 32, 128, 4, 3)]
-FEW_ROWS = [(0, 128, 128, 4, 4), (0, 64, 256, 4, 4), (0, 32, 512, 4, 4)]
+FEW_ROWS = [(0, 128, 128, 4, 4), (0, 64, 256, 4, 4), (0, 32, 256, 4, 6)]
 FEW_COLUMNS = [(128, 0, 128, 4, 4), (64, 0, 256, 4, 4)]
+FEW_ROWS_WITHOUT = [(0, 64, 128, 4, 4), (0, 32, 128, 4, 4)]
+FEW_COLUMNS_WITHOUT = [(128, 0, 64, 4, 4), (64, 0, 128, 4, 4)]
 # What a step takes of the depth divides this.
 DEPTH = 256
 ADD = Config({"BLOCK": 1024}, num_warps=4)
@@ -48,7 +50,7 @@ ADD = Config({"BLOCK": 1024}, num_warps=4)
 @triton.jit
 def described(
     ptr, rows, columns, row_stride, column_stride,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BY_ROWS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BY_ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     """The matrix to TMA, by rows or by columns: whichever lie in one piece."""
     if BY_ROWS:
@@ -70,9 +72,9 @@ def product(
     a_ptr, y_ptr, b_ptr, bias_ptr, c_ptr,
     rows, columns, depth, parts, part_depth,
     a_row, a_depth, y_row, y_depth, b_depth, b_column, bias_stride,
-    RELU: tl.constexpr, PRECISION: tl.constexpr,
-    TMA: tl.constexpr, A_BY_ROWS: tl.constexpr, B_BY_ROWS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    RELU: tl.constexpr, PRECISION: tl.constexpr,  # noqa: N803
+    TMA: tl.constexpr, A_BY_ROWS: tl.constexpr, B_BY_ROWS: tl.constexpr,  # noqa: N803
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     """c = relu(a b + bias), a masked by y; or float32 sums over each part of the depth."""
     sum_dtype: tl.constexpr = tl.float64 if a_ptr.dtype.element_ty == tl.float64 else tl.float32
@@ -127,7 +129,7 @@ def product(
 @triton.jit
 def add_parts(
     sums_ptr, bias_ptr, c_ptr, count, columns, parts, bias_stride,
-    RELU: tl.constexpr, BLOCK: tl.constexpr,
+    RELU: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     """c = relu(the sum of all parts + bias)."""
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -153,9 +155,12 @@ def configs_of(
     """The best guess first: the largest tiles of which there are enough for a GPU."""
     rows, columns, depth = sizes
     if device.maker == "interpreter":
-        return [Config({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64})]
+        return [Config({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64})]
     if min(rows, columns) <= 32:
-        table = FEW_ROWS if rows <= 32 else FEW_COLUMNS
+        if tensor_cores:
+            table = FEW_ROWS if rows <= 32 else FEW_COLUMNS
+        else:
+            table = FEW_ROWS_WITHOUT if rows <= 32 else FEW_COLUMNS_WITHOUT
         few = 16 if min(rows, columns) <= 16 else 32
         table = [(m or few, n or few, *rest) for m, n, *rest in table]
     elif not tensor_cores:
@@ -175,14 +180,13 @@ def configs_of(
     return [guess, *configs] if rows * columns * depth >= LARGE else [guess]
 
 
-def parts_of(rows: int, columns: int, depth: int, dtype: torch.dtype) -> int:
+def parts_of(rows: int, columns: int, depth: int, itemsize: int) -> int:
     """How many parts of the depth are summed on their own: as many as keep a GPU busy.
 
-    Counted in tiles of 128 rows and columns, or of 32 columns where there are no more rows than
-    that. Parts are not so short that storing their sums would take longer than computing them.
+    Parts are not so short that storing their sums would take longer than computing them.
     """
-    count = triton.cdiv(rows, 128) * triton.cdiv(columns, 32 if rows <= 32 else 128)
-    return max(1, min(256 // count, depth // (1024 if dtype.itemsize == 2 else 256)))
+    tiles = triton.cdiv(rows, 128) * triton.cdiv(columns, 32 if rows <= 32 else 64)
+    return max(1, min(128 // tiles, depth // (1024 if itemsize == 2 else 256)))
 
 
 def inner_dimension(x: Tensor, packet: int) -> int | None:
@@ -199,12 +203,17 @@ def inner_dimension(x: Tensor, packet: int) -> int | None:
     return None
 
 
-def packed(x: Tensor, inner: int) -> Tensor:
-    """A copy that can be read in packets along the dimension `inner`."""
-    if inner == 0:
-        return packed(x.t(), 1).t()
+def packed(x: Tensor, packet: int, inner: int | None = None) -> Tensor:
+    """A matrix that can be read in packets, along `inner` if that is given: x, or a copy."""
+    found = inner_dimension(x, packet)
+    if found is not None and inner in (None, found):
+        return x
+    if inner is None:
+        inner = 0 if x.stride(0) == 1 else 1
+    x = x if inner == 1 else x.t()
     rows, columns = x.shape
-    return x.new_empty(rows, triton.cdiv(columns, 16) * 16)[:, :columns].copy_(x)
+    copy = x.new_empty(rows, triton.cdiv(columns, packet) * packet)[:, :columns].copy_(x)
+    return copy if inner == 1 else copy.t()
 
 
 def scratch(size: int, alignment: int, stream: int | None) -> Tensor:
@@ -229,29 +238,25 @@ def matrix_product(
         return c
     device = device_of(a)
     chosen_precision = precision(a, tf32 and a.dtype == torch.float32)
-    tensor_cores = a.dtype.itemsize == 2 or chosen_precision == "tf32"
-    large = tensor_cores and rows * columns * depth >= LARGE
-
-    # How the operands lie. TMA reads packets of 16 bytes. Through pointers they are read in packets
-    # where Triton sees that they begin at multiples of 16 numbers.
+    tensor_cores = a.itemsize == 2 or chosen_precision == "tf32"
     has_tma = tensor_cores and device.capability >= 90
+    large = rows * columns * depth >= LARGE
+
+    # TMA reads packets of 16 bytes. Through pointers, matrices are read in packets where Triton
+    # sees that rows begin at multiples of 16 numbers.
     packet = 16 // a.itemsize if has_tma else 16
-    a_inner, b_inner = inner_dimension(a, packet), inner_dimension(b, packet)
-    if large:  # A copy takes a fraction of the time that reading number by number would.
-        if a_inner is None:
-            a_inner = 0 if a.stride(0) == 1 else 1
-            a = packed(a, a_inner)
-        if y is not None and inner_dimension(y, packet) != a_inner:
-            y = packed(y, a_inner)
-        if b_inner is None:
-            b_inner = 0 if b.stride(0) == 1 else 1
-            b = packed(b, b_inner)
-    tma = has_tma and depth > 0 and None not in (a_inner, b_inner)
+    if large and tensor_cores:  # copies take less time than reading number by number would
+        a, b = packed(a, packet), packed(b, packet)
+        y = None if y is None else packed(y, packet, inner_dimension(a, packet))
+    a_inner = b_inner = None
+    if has_tma and depth > 0:
+        a_inner, b_inner = inner_dimension(a, packet), inner_dimension(b, packet)
+    tma = a_inner is not None and b_inner is not None
     tma = tma and (y is None or inner_dimension(y, packet) == a_inner)
-    if tma and not large and device.maker != "interpreter":  # descriptors take time to make
+    if tma and not large and device.maker != "interpreter":  # where pointers will do
         tma = a.stride(1 - a_inner) % 16 != 0 or b.stride(1 - b_inner) % 16 != 0
 
-    parts = parts_of(rows, columns, depth, a.dtype)
+    parts = parts_of(rows, columns, depth, a.itemsize)
     # Whole steps of any configuration: how it steps must not show.
     part_depth = triton.cdiv(triton.cdiv(depth, parts), DEPTH) * DEPTH
     sums = c
@@ -279,13 +284,13 @@ def matrix_product(
     def run(config: Config) -> None:
         block_m, block_n = config.kwargs["BLOCK_M"], config.kwargs["BLOCK_N"]
         programs = triton.cdiv(rows, block_m) * triton.cdiv(columns, block_n) * parts
-        if tma:
+        if tma:  # One or two programs a multiprocessor, which go on from tile to tile.
             programs = min(programs, device.multiprocessors * 8 // config.num_warps)
-            triton.set_allocator(scratch)  # of this thread
+            triton.set_allocator(scratch)  # of this thread: backward has threads of its own
         launch(product, (programs,), *arguments, config=config, **constants)
 
     configs = configs_of(device, a.itemsize, sizes, parts, tensor_cores, tma, y is not None)
-    layout = f"{chosen_precision} {tma} {y is None} {turned} {a_inner} {b_inner}"
+    layout = f"{constants} {y is None} {a.stride(1) == 1} {b.stride(1) == 1}"
     launch_fastest(run, configs, product, (*sizes, layout), a)
     if parts > 1:
         grid = (triton.cdiv(c.numel(), 1024),)

@@ -12,7 +12,7 @@ GROUP = tl.constexpr(8)
 
 
 def precision(x: Tensor, tf32: bool) -> str:
-    """How products of float32 numbers are computed; numbers of other dtypes are taken as they are."""
+    """How float32 numbers are multiplied; those of other dtypes are taken as they are."""
     return "tf32" if tf32 and device_of(x).tf32 else "ieee"
 
 
