@@ -20,6 +20,8 @@ leaves its sums in float32, and a second kernel adds them up, in order. How many
 depends on the sizes and the dtype alone.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -33,17 +35,21 @@ from d2lops.triton_kernels.product import finished, multiply, precision, tile_at
 
 # Products of fewer multiplications than this are over at once.
 LARGE = 2**28
-# Tiles: rows, columns, bytes of depth, warps, stages at most; from large ones to small ones.
-THROUGH_TMA = [(128, 256, 128, 8, 4), (128, 128, 128, 4, 3), (128, 64, 128, 4, 4)]
-THROUGH_POINTERS = [(128, 128, 128, 8, 3), (64, 64, 128, 4, 4), (32, 32, 256, 4, 4)]
-WITHOUT_TENSOR_CORES = [(128, 128, 64, 8, 3), (128, 64, 64, 4, 3), (64, 64, 128, 4, 3)]
-WITHOUT_TENSOR_CORES += [(32, 32, 128, 4, 3)]
-FEW_ROWS = [(0, 128, 128, 4, 4), (0, 64, 256, 4, 4), (0, 32, 256, 4, 6)]
-FEW_COLUMNS = [(128, 0, 128, 4, 4), (64, 0, 256, 4, 4)]
-FEW_ROWS_WITHOUT = [(0, 64, 128, 4, 4), (0, 32, 128, 4, 4)]
-FEW_COLUMNS_WITHOUT = [(128, 0, 64, 4, 4), (64, 0, 128, 4, 4)]
-# What a step takes of the depth divides this.
+# Tiles, from large ones to small ones: rows, columns, bytes of depth, warps, stages at most.
+THROUGH_TMA = ((128, 256, 128, 8, 4), (128, 128, 128, 4, 3), (128, 64, 128, 4, 4))
+THROUGH_TMA += ((64, 64, 128, 4, 4),)
+THROUGH_POINTERS = ((128, 128, 128, 8, 3), (64, 64, 128, 4, 4), (32, 32, 256, 4, 4))
+WITHOUT_TENSOR_CORES = ((128, 128, 64, 8, 3), (128, 64, 64, 8, 3), (64, 64, 64, 8, 3))
+WITHOUT_TENSOR_CORES += ((32, 32, 128, 4, 3),)
+# Where there are few rows or columns, FEW stands for 16 or 32.
+FEW = 0
+FEW_ROWS = ((FEW, 128, 128, 4, 4), (FEW, 64, 256, 4, 4), (FEW, 32, 256, 4, 6))
+FEW_ROWS_WITHOUT_TENSOR_CORES = ((FEW, 64, 128, 4, 4), (FEW, 32, 128, 4, 4))
+FEW_COLUMNS = ((128, FEW, 128, 4, 4), (64, FEW, 256, 4, 4))
+FEW_COLUMNS_WITHOUT_TENSOR_CORES = ((128, FEW, 64, 4, 4), (64, FEW, 128, 4, 4))
+# What any of them takes of the depth in a step divides this.
 DEPTH = 256
+INTERPRETER = Config({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64})
 ADD = Config({"BLOCK": 1024}, num_warps=4)
 
 
@@ -143,6 +149,22 @@ def add_parts(
     tl.store(c_ptr + element, finished(sums, bias, RELU, c_ptr.dtype.element_ty), inside)
 
 
+@functools.cache
+def fitted(
+    table: tuple[tuple[int, ...], ...], few: int, device: Device, itemsize: int, masked: bool
+) -> tuple[Config, ...]:
+    """A table of tiles, each with as many stages as fit into shared memory."""
+    most = 2 if device.maker == "hip" else 8
+    configs = []
+    for rows, columns, depth, warps, stages in table:
+        rows, columns = rows or few, columns or few
+        stage = (rows * (1 + masked) + columns) * depth
+        blocks = {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": depth // itemsize}
+        stages = min(stages, most, device.shared_memory // stage)
+        configs.append(Config(blocks, num_warps=warps, num_stages=stages))
+    return tuple(configs)
+
+
 def configs_of(
     device: Device,
     itemsize: int,
@@ -153,31 +175,31 @@ def configs_of(
     masked: bool,
 ) -> list[Config]:
     """The best guess first: the largest tiles of which there are enough for a GPU."""
-    rows, columns, depth = sizes
     if device.maker == "interpreter":
-        return [Config({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64})]
-    if min(rows, columns) <= 32:
-        if tensor_cores:
-            table = FEW_ROWS if rows <= 32 else FEW_COLUMNS
-        else:
-            table = FEW_ROWS_WITHOUT if rows <= 32 else FEW_COLUMNS_WITHOUT
-        few = 16 if min(rows, columns) <= 16 else 32
-        table = [(m or few, n or few, *rest) for m, n, *rest in table]
-    elif not tensor_cores:
-        table = WITHOUT_TENSOR_CORES[masked:]  # for the largest there would be too few registers
-    else:
+        return [INTERPRETER]
+    rows, columns, depth = sizes
+    large = rows * columns * depth >= LARGE
+    few = 16 if rows <= 16 or columns <= 16 else 32
+    if rows <= 32:
+        table = FEW_ROWS if tensor_cores else FEW_ROWS_WITHOUT_TENSOR_CORES
+    elif columns <= 32:
+        table = FEW_COLUMNS if tensor_cores else FEW_COLUMNS_WITHOUT_TENSOR_CORES
+    elif tensor_cores:
         table = THROUGH_TMA if tma else THROUGH_POINTERS
-    configs = []
-    guess = -1
-    for m, n, depth_bytes, warps, stages in table:
-        stages = min(stages, device.shared_memory // ((m * (1 + masked) + n) * depth_bytes))
-        stages = min(stages, 2) if device.maker == "hip" else stages
-        blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": depth_bytes // itemsize}
-        configs.append(Config(blocks, num_warps=warps, num_stages=stages))
-        if guess < 0 and triton.cdiv(rows, m) * triton.cdiv(columns, n) * parts >= 96:
-            guess = len(configs) - 1
-    guess = configs.pop(guess)
-    return [guess, *configs] if rows * columns * depth >= LARGE else [guess]
+    else:  # The largest tiles need all registers, and leave none for masks or many addresses.
+        table = WITHOUT_TENSOR_CORES[masked or not large :]
+    configs = fitted(table, few, device, itemsize, masked)
+    guess = configs[-1]
+    for config in configs:
+        if parts * tiles_of(config, rows, columns) >= 96:
+            guess = config
+            break
+    return [guess, *(config for config in configs if config is not guess)] if large else [guess]
+
+
+def tiles_of(config: Config, rows: int, columns: int) -> int:
+    blocks = config.kwargs
+    return triton.cdiv(rows, blocks["BLOCK_M"]) * triton.cdiv(columns, blocks["BLOCK_N"])
 
 
 def parts_of(rows: int, columns: int, depth: int, itemsize: int) -> int:
@@ -245,7 +267,7 @@ def matrix_product(
     # TMA reads packets of 16 bytes. Through pointers, matrices are read in packets where Triton
     # sees that rows begin at multiples of 16 numbers.
     packet = 16 // a.itemsize if has_tma else 16
-    if large and tensor_cores:  # copies take less time than reading number by number would
+    if large:  # copies take less time than reading number by number would
         a, b = packed(a, packet), packed(b, packet)
         y = None if y is None else packed(y, packet, inner_dimension(a, packet))
     a_inner = b_inner = None
@@ -282,8 +304,7 @@ def matrix_product(
     }
 
     def run(config: Config) -> None:
-        block_m, block_n = config.kwargs["BLOCK_M"], config.kwargs["BLOCK_N"]
-        programs = triton.cdiv(rows, block_m) * triton.cdiv(columns, block_n) * parts
+        programs = parts * tiles_of(config, rows, columns)
         if tma:  # One or two programs a multiprocessor, which go on from tile to tile.
             programs = min(programs, device.multiprocessors * 8 // config.num_warps)
             triton.set_allocator(scratch)  # of this thread: backward has threads of its own
