@@ -149,6 +149,10 @@ def add_parts(
     tl.store(c_ptr + element, finished(sums, bias, RELU, c_ptr.dtype.element_ty), inside)
 
 
+def ceil_div(a: int, b: int) -> int:  # triton.cdiv takes microseconds on this side
+    return -(-a // b)
+
+
 @functools.cache
 def fitted(
     table: tuple[tuple[int, ...], ...], few: int, device: Device, itemsize: int, masked: bool
@@ -199,7 +203,7 @@ def configs_of(
 
 def tiles_of(config: Config, rows: int, columns: int) -> int:
     blocks = config.kwargs
-    return triton.cdiv(rows, blocks["BLOCK_M"]) * triton.cdiv(columns, blocks["BLOCK_N"])
+    return ceil_div(rows, blocks["BLOCK_M"]) * ceil_div(columns, blocks["BLOCK_N"])
 
 
 def parts_of(rows: int, columns: int, depth: int, itemsize: int) -> int:
@@ -207,7 +211,7 @@ def parts_of(rows: int, columns: int, depth: int, itemsize: int) -> int:
 
     Parts are not so short that storing their sums would take longer than computing them.
     """
-    tiles = triton.cdiv(rows, 128) * triton.cdiv(columns, 32 if rows <= 32 else 64)
+    tiles = ceil_div(rows, 128) * ceil_div(columns, 32 if rows <= 32 else 64)
     return max(1, min(128 // tiles, depth // (1024 if itemsize == 2 else 256)))
 
 
@@ -234,7 +238,7 @@ def packed(x: Tensor, packet: int, inner: int | None = None) -> Tensor:
         inner = 0 if x.stride(0) == 1 else 1
     x = x if inner == 1 else x.t()
     rows, columns = x.shape
-    copy = x.new_empty(rows, triton.cdiv(columns, packet) * packet)[:, :columns].copy_(x)
+    copy = x.new_empty(rows, ceil_div(columns, packet) * packet)[:, :columns].copy_(x)
     return copy if inner == 1 else copy.t()
 
 
@@ -270,20 +274,20 @@ def matrix_product(
     if large:  # copies take less time than reading number by number would
         a, b = packed(a, packet), packed(b, packet)
         y = None if y is None else packed(y, packet, inner_dimension(a, packet))
-    a_inner = b_inner = None
-    if has_tma and depth > 0:
+    # Descriptors take a while to make: small products do with pointers where they can.
+    by_pointers = max(a.stride()) % 16 == 0 and max(b.stride()) % 16 == 0
+    tma = False
+    if has_tma and depth > 0 and (large or not by_pointers or device.maker == "interpreter"):
         a_inner, b_inner = inner_dimension(a, packet), inner_dimension(b, packet)
-    tma = a_inner is not None and b_inner is not None
-    tma = tma and (y is None or inner_dimension(y, packet) == a_inner)
-    if tma and not large and device.maker != "interpreter":  # where pointers will do
-        tma = a.stride(1 - a_inner) % 16 != 0 or b.stride(1 - b_inner) % 16 != 0
+        tma = a_inner is not None and b_inner is not None
+        tma = tma and (y is None or inner_dimension(y, packet) == a_inner)
 
     parts = parts_of(rows, columns, depth, a.itemsize)
     # Whole steps of any configuration: how it steps must not show.
-    part_depth = triton.cdiv(triton.cdiv(depth, parts), DEPTH) * DEPTH
+    part_depth = ceil_div(ceil_div(depth, parts), DEPTH) * DEPTH
     sums = c
     if parts > 1:
-        parts = triton.cdiv(depth, part_depth)
+        parts = ceil_div(depth, part_depth)
         sum_dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
         sums = a.new_empty(parts, rows, columns, dtype=sum_dtype)
     bias_stride = 0 if bias is None else bias.stride(0)
@@ -311,10 +315,13 @@ def matrix_product(
         launch(product, (programs,), *arguments, config=config, **constants)
 
     configs = configs_of(device, a.itemsize, sizes, parts, tensor_cores, tma, y is not None)
-    layout = f"{constants} {y is None} {a.stride(1) == 1} {b.stride(1) == 1}"
-    launch_fastest(run, configs, product, (*sizes, layout), a)
+    if len(configs) == 1:
+        run(configs[0])
+    else:
+        layout = f"{constants} {y is None} {a.stride(1) == 1} {b.stride(1) == 1}"
+        launch_fastest(run, configs, product, (*sizes, layout), a)
     if parts > 1:
-        grid = (triton.cdiv(c.numel(), 1024),)
+        grid = (ceil_div(c.numel(), 1024),)
         arguments = (sums, bias, c, c.numel(), columns, parts, bias_stride)
         launch(add_parts, grid, *arguments, config=ADD, RELU=relu)
     return c
