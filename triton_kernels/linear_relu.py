@@ -74,62 +74,93 @@ def tile_of(matrix, row, column, BY_ROWS: tl.constexpr):  # noqa: N803
 
 
 @triton.jit
-def product(
+def place_of(number, rows, columns, depth, parts, part_depth, BLOCK_M, BLOCK_N):  # noqa: N803
+    """What a tile with a number is of: first row and column, part, and where its depth lies."""
+    row_tiles, column_tiles = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
+    tiles = row_tiles * column_tiles
+    row, column = tile_at(number % tiles, row_tiles, column_tiles)
+    part = number // tiles
+    first = part * part_depth
+    return row * BLOCK_M, column * BLOCK_N, part, first, tl.minimum(first + part_depth, depth)
+
+
+@triton.jit
+def store(
+    sums, bias_ptr, bias_stride, c_ptr, part, row, column, rows, columns,
+    RELU: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    m = row + tl.arange(0, sums.shape[0]).to(tl.int64)
+    n = column + tl.arange(0, sums.shape[1]).to(tl.int64)
+    bias = None
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + n * bias_stride, n < columns, 0.0)[None, :]
+    c = finished(sums, bias, RELU, c_ptr.dtype.element_ty)
+    inside = (m < rows)[:, None] & (n < columns)[None, :]
+    tl.store(c_ptr + (part * rows + m)[:, None] * columns + n[None, :], c, inside)
+
+
+@triton.jit
+def product_through_tma(
     a_ptr, y_ptr, b_ptr, bias_ptr, c_ptr,
     rows, columns, depth, parts, part_depth,
     a_row, a_depth, y_row, y_depth, b_depth, b_column, bias_stride,
     RELU: tl.constexpr, PRECISION: tl.constexpr,  # noqa: N803
-    TMA: tl.constexpr, A_BY_ROWS: tl.constexpr, B_BY_ROWS: tl.constexpr,  # noqa: N803
+    A_BY_ROWS: tl.constexpr, B_BY_ROWS: tl.constexpr,  # noqa: N803
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """c = relu(a b + bias), a masked by y; or float32 sums over each part of the depth."""
-    sum_dtype: tl.constexpr = tl.float64 if a_ptr.dtype.element_ty == tl.float64 else tl.float32
-    dtype: tl.constexpr = c_ptr.dtype.element_ty
-    row_tiles, column_tiles = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
-    tiles = row_tiles * column_tiles
-    if TMA:
-        a = described(a_ptr, rows, depth, a_row, a_depth, BLOCK_M, BLOCK_K, A_BY_ROWS)
-        b = described(b_ptr, depth, columns, b_depth, b_column, BLOCK_K, BLOCK_N, B_BY_ROWS)
-        if y_ptr is not None:
-            y = described(y_ptr, rows, depth, y_row, y_depth, BLOCK_M, BLOCK_K, A_BY_ROWS)
-    for number in tl.range(tl.program_id(0), tiles * parts, tl.num_programs(0)):
-        row_tile, column_tile = tile_at(number % tiles, row_tiles, column_tiles)
-        row, column = row_tile * BLOCK_M, column_tile * BLOCK_N
-        part = number // tiles
-        first = part * part_depth
-        last = tl.minimum(first + part_depth, depth)
-        m = row + tl.arange(0, BLOCK_M).to(tl.int64)
-        n = column + tl.arange(0, BLOCK_N).to(tl.int64)
-        sums = tl.zeros((BLOCK_M, BLOCK_N), sum_dtype)
-        if TMA:
-            for k in range(first, last, BLOCK_K):
-                a_tile = tile_of(a, row, k, A_BY_ROWS)
-                if y_ptr is not None:
-                    a_tile = passing(a_tile, tile_of(y, row, k, A_BY_ROWS))
-                sums = multiply(a_tile, tile_of(b, k, column, B_BY_ROWS), sums, PRECISION)
-        else:
-            k = tl.arange(0, BLOCK_K).to(tl.int64)
-            a_tiles = a_ptr + m[:, None] * a_row + (first + k)[None, :] * a_depth
-            b_tiles = b_ptr + (first + k)[:, None] * b_depth + n[None, :] * b_column
+    """c = relu(a b + bias), a masked by y; or the sums over each part of the depth."""
+    a = described(a_ptr, rows, depth, a_row, a_depth, BLOCK_M, BLOCK_K, A_BY_ROWS)
+    b = described(b_ptr, depth, columns, b_depth, b_column, BLOCK_K, BLOCK_N, B_BY_ROWS)
+    if y_ptr is not None:
+        y = described(y_ptr, rows, depth, y_row, y_depth, BLOCK_M, BLOCK_K, A_BY_ROWS)
+    tiles = tl.cdiv(rows, BLOCK_M) * tl.cdiv(columns, BLOCK_N) * parts
+    for number in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
+        row, column, part, first, last = place_of(
+            number, rows, columns, depth, parts, part_depth, BLOCK_M, BLOCK_N
+        )
+        sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for k in range(first, last, BLOCK_K):
+            a_tile = tile_of(a, row, k, A_BY_ROWS)
             if y_ptr is not None:
-                y_tiles = y_ptr + m[:, None] * y_row + (first + k)[None, :] * y_depth
-            for done in range(first, last, BLOCK_K):
-                inside = k < last - done
-                a_inside = inside[None, :] & (m < rows)[:, None]
-                a_tile = tl.load(a_tiles, a_inside, 0.0)
-                b_tile = tl.load(b_tiles, inside[:, None] & (n < columns)[None, :], 0.0)
-                if y_ptr is not None:
-                    a_tile = passing(a_tile, tl.load(y_tiles, a_inside, 0.0))
-                    y_tiles += tl.full((), BLOCK_K, tl.int64) * y_depth
-                sums = multiply(a_tile, b_tile, sums, PRECISION)
-                a_tiles += tl.full((), BLOCK_K, tl.int64) * a_depth
-                b_tiles += tl.full((), BLOCK_K, tl.int64) * b_depth
-        bias = None
-        if bias_ptr is not None:
-            bias = tl.load(bias_ptr + n * bias_stride, n < columns, 0.0)[None, :]
-        place = (part * rows + m)[:, None] * columns + n[None, :]
-        inside = (m < rows)[:, None] & (n < columns)[None, :]
-        tl.store(c_ptr + place, finished(sums, bias, RELU, dtype), inside)
+                a_tile = passing(a_tile, tile_of(y, row, k, A_BY_ROWS))
+            sums = multiply(a_tile, tile_of(b, k, column, B_BY_ROWS), sums, PRECISION)
+        store(sums, bias_ptr, bias_stride, c_ptr, part, row, column, rows, columns, RELU)
+
+
+@triton.jit
+def product_through_pointers(
+    a_ptr, y_ptr, b_ptr, bias_ptr, c_ptr,
+    rows, columns, depth, parts, part_depth,
+    a_row, a_depth, y_row, y_depth, b_depth, b_column, bias_stride,
+    RELU: tl.constexpr, PRECISION: tl.constexpr,  # noqa: N803
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    """The same, a tile for each program."""
+    row, column, part, first, last = place_of(
+        tl.program_id(0), rows, columns, depth, parts, part_depth, BLOCK_M, BLOCK_N
+    )
+    m = row + tl.arange(0, BLOCK_M).to(tl.int64)
+    n = column + tl.arange(0, BLOCK_N).to(tl.int64)
+    k = tl.arange(0, BLOCK_K).to(tl.int64)
+    step = tl.full((), BLOCK_K, tl.int64)
+    a_tiles = a_ptr + m[:, None] * a_row + (first + k)[None, :] * a_depth
+    b_tiles = b_ptr + (first + k)[:, None] * b_depth + n[None, :] * b_column
+    if y_ptr is not None:
+        y_tiles = y_ptr + m[:, None] * y_row + (first + k)[None, :] * y_depth
+    exact: tl.constexpr = a_ptr.dtype.element_ty == tl.float64
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float64 if exact else tl.float32)
+    for done in range(first, last, BLOCK_K):
+        inside = k < last - done
+        a_inside = inside[None, :] & (m < rows)[:, None]
+        a_tile = tl.load(a_tiles, a_inside, 0.0)
+        b_tile = tl.load(b_tiles, inside[:, None] & (n < columns)[None, :], 0.0)
+        if y_ptr is not None:
+            a_tile = passing(a_tile, tl.load(y_tiles, a_inside, 0.0))
+            y_tiles += step * y_depth
+        sums = multiply(a_tile, b_tile, sums, PRECISION)
+        a_tiles += step * a_depth
+        b_tiles += step * b_depth
+    store(sums, bias_ptr, bias_stride, c_ptr, part, row, column, rows, columns, RELU)
 
 
 @triton.jit
@@ -212,7 +243,7 @@ def parts_of(rows: int, columns: int, depth: int, itemsize: int) -> int:
     Parts are not so short that storing their sums would take longer than computing them.
     """
     tiles = ceil_div(rows, 128) * ceil_div(columns, 32 if rows <= 32 else 64)
-    return max(1, min(128 // tiles, depth // (1024 if itemsize == 2 else 256)))
+    return max(1, min(128 // tiles, depth // (1024 if itemsize == 2 else 512)))
 
 
 def inner_dimension(x: Tensor, packet: int) -> int | None:
@@ -299,27 +330,26 @@ def matrix_product(
         *(b.stride()[::-1] if turned[1] else b.stride()),
         bias_stride,
     )
-    constants = {
-        "RELU": relu and parts == 1,
-        "PRECISION": chosen_precision,
-        "TMA": tma,
-        "A_BY_ROWS": tma and (a_inner == 1) != turned[0],
-        "B_BY_ROWS": tma and (b_inner == 1) != turned[1],
-    }
+    kernel = product_through_pointers
+    constants = {"RELU": relu and parts == 1, "PRECISION": chosen_precision}
+    if tma:
+        kernel = product_through_tma
+        constants["A_BY_ROWS"] = (a_inner == 1) != turned[0]
+        constants["B_BY_ROWS"] = (b_inner == 1) != turned[1]
 
     def run(config: Config) -> None:
         programs = parts * tiles_of(config, rows, columns)
         if tma:  # One or two programs a multiprocessor, which go on from tile to tile.
             programs = min(programs, device.multiprocessors * 8 // config.num_warps)
             triton.set_allocator(scratch)  # of this thread: backward has threads of its own
-        launch(product, (programs,), *arguments, config=config, **constants)
+        launch(kernel, (programs,), *arguments, config=config, **constants)
 
     configs = configs_of(device, a.itemsize, sizes, parts, tensor_cores, tma, y is not None)
     if len(configs) == 1:
         run(configs[0])
     else:
         layout = f"{constants} {y is None} {a.stride(1) == 1} {b.stride(1) == 1}"
-        launch_fastest(run, configs, product, (*sizes, layout), a)
+        launch_fastest(run, configs, kernel, (*sizes, layout), a)
     if parts > 1:
         grid = (ceil_div(c.numel(), 1024),)
         arguments = (sums, bias, c, c.numel(), columns, parts, bias_stride)
