@@ -38,12 +38,12 @@ LARGE = 2**28
 # Tiles, from large ones to small ones: rows, columns, bytes of depth, warps, stages at most.
 THROUGH_TMA = ((128, 256, 128, 8, 4), (128, 128, 128, 4, 3), (128, 64, 128, 4, 4))
 THROUGH_TMA += ((64, 64, 128, 4, 4),)
-THROUGH_POINTERS = ((128, 128, 128, 8, 3), (64, 64, 128, 4, 4), (32, 32, 256, 4, 4))
+THROUGH_POINTERS = ((128, 128, 128, 8, 3), (64, 64, 128, 4, 4), (32, 32, 128, 4, 6))
 WITHOUT_TENSOR_CORES = ((128, 128, 64, 8, 3), (128, 64, 64, 8, 3), (64, 64, 64, 8, 3))
 WITHOUT_TENSOR_CORES += ((32, 32, 128, 4, 3),)
 # Where there are few rows or columns, FEW stands for 16 or 32.
 FEW = 0
-FEW_ROWS = ((FEW, 128, 128, 4, 4), (FEW, 64, 256, 4, 4), (FEW, 32, 256, 4, 6))
+FEW_ROWS = ((FEW, 128, 128, 4, 4), (FEW, 64, 256, 4, 4), (FEW, 32, 128, 4, 8))
 FEW_ROWS_WITHOUT_TENSOR_CORES = ((FEW, 64, 128, 4, 4), (FEW, 32, 128, 4, 4))
 FEW_COLUMNS = ((128, FEW, 128, 4, 4), (64, FEW, 256, 4, 4))
 FEW_COLUMNS_WITHOUT_TENSOR_CORES = ((128, FEW, 64, 4, 4), (64, FEW, 128, 4, 4))
