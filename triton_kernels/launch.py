@@ -94,8 +94,6 @@ def _may_measure(x: Tensor) -> bool:
 def _milliseconds(run: Callable[[Config], None], config: Config) -> float:
     """Infinity for a configuration that this GPU cannot run, or that Triton cannot compile."""
     try:
-        return triton.testing.do_bench(
-            lambda: run(config), warmup=5, rep=20, return_mode="median"
-        )
+        return triton.testing.do_bench(lambda: run(config), warmup=5, rep=20, return_mode="median")
     except Exception:
         return float("inf")
