@@ -71,7 +71,8 @@ class Launch(NamedTuple):
     def __str__(self) -> str:
         constants = ", ".join(f"{name}={value}" for name, value in self.constants)
         types = ", ".join(type for _, type in self.signature if type.startswith("*"))
-        return f"{self.kernel.__name__}({types}; {constants}; {self.warps} warps, {self.stages} stages)"
+        how = f"{constants}; {self.warps} warps, {self.stages} stages"
+        return f"{self.kernel.__name__}({types}; {how})"
 
 
 class MachineCode(NamedTuple):

@@ -15,11 +15,13 @@ from torch.library import custom_op, triton_op
 import importlib
 from d2lops.triton_kernels.device import INTERPRETED
 
+
 def _modules():
     for name in "bias_grad corr2d dropout linear_relu pool2d".split():
         try:
-            yield importlib.import_module("d2lops.triton_kernels."+name)
-        except ImportError: pass
+            yield importlib.import_module("d2lops.triton_kernels." + name)
+        except ImportError:
+            pass
 
 
 LAUNCHERS: dict[str, Callable] = {
