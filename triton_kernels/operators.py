@@ -4,6 +4,7 @@ A `triton_op` is one that the compiler looks into: it sees the kernels, and plan
 them. Kernels that are interpreted it could not look into, so there the operator is opaque.
 """
 
+import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,12 +13,11 @@ import torch
 from torch import Tensor
 from torch.library import custom_op, triton_op
 
-import importlib
 from d2lops.triton_kernels.device import INTERPRETED
 
 
 def _modules():
-    for name in "bias_grad corr2d dropout linear_relu pool2d".split():
+    for name in ["bias_grad", "corr2d", "dropout", "linear_relu", "pool2d"]:
         try:
             yield importlib.import_module("d2lops.triton_kernels." + name)
         except ImportError:
