@@ -133,6 +133,7 @@ assert (x * 1 != 0).all() and 2.0**-1074 * 1.0 > 0
         assert run_python("-c", script, D2LOPS_CPU=library).returncode == 0
 
 
+@pytest.mark.skipif(backends.triton_version() is None, reason="there is no Triton")
 class TestBackend:
     X = torch.ones(3)
 
@@ -141,7 +142,7 @@ class TestBackend:
         with d2lops.backend("cpp"):
             F.dropout(self.X)
             with d2lops.backend("triton"):
-                with pytest.raises(NotImplementedError, match="no Triton kernels"):
+                with pytest.raises(NotImplementedError, match="Triton kernels run on GPUs"):
                     F.dropout(self.X)
                 with d2lops.backend("auto"):
                     F.dropout(self.X)
@@ -171,7 +172,7 @@ class TestBackend:
     def test_compiled_code_follows(self) -> None:
         compiled = torch.compile(F.dropout, backend="eager")
         compiled(self.X)
-        with d2lops.backend("triton"), pytest.raises(Exception, match="no Triton kernels"):
+        with d2lops.backend("triton"), pytest.raises(Exception, match="Triton kernels run on GPUs"):
             compiled(self.X)
         compiled(self.X)
 
@@ -189,7 +190,7 @@ class TestBackend:
         assert first_use(D2LOPS_BACKEND="").startswith("ran")
         output = first_use(D2LOPS_BACKEND="triton")
         assert output.startswith("NotImplementedError")
-        assert "unset D2LOPS_BACKEND" in output
+        assert "d2lops.backend('auto')" in output
         output = first_use(D2LOPS_BACKEND="cuda")
         assert output.startswith("ImportError ValueError")
         assert "D2LOPS_BACKEND='cuda': allowed are auto, cpp, triton" in output
