@@ -7,6 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Named in every installation: left to choose a torch, pip may take one that brings gigabytes of CUDA.
 TORCH := torch==2.13.0
+TRITON := triton==3.9.0
 find_cpp = $(shell find $(1) -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CSRC := $(call find_cpp,csrc)
 LINTED := $(CSRC) $(call find_cpp,tests)
@@ -21,7 +22,8 @@ $(BIN)/python:
 
 .venv/installed: pyproject.toml setup.py $(CSRC) | $(BIN)/python
 	$(BIN)/python -m pip install $(TORCH) "setuptools>=77" ninja "pybind11>=2.12"
-	$(BIN)/python -m pip install $(TORCH) --no-build-isolation --editable ".[bench,lint,test]"
+	$(BIN)/python -m pip install $(TORCH) $(TRITON) --no-build-isolation \
+		--editable ".[bench,lint,test]"
 	touch $@
 
 bench: venv
