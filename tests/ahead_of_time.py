@@ -1,9 +1,11 @@
-"""Compiles Triton kernels for GPUs that are not here, just as the launchers would launch them.
+"""Compiles Triton kernels for GPUs that are not here, just as d2lops would launch them.
 
-Launchers are called on meta tensors, and what they launch is written down and compiled. In a
+Operators are called on meta tensors, and what they launch is written down and compiled. In a
 process without the interpreter: where that runs, nothing can be compiled.
 """
 
+import functools
+import inspect
 import re
 import subprocess
 import sys
@@ -21,8 +23,12 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from d2lops.triton_kernels import device, launch
-from d2lops.triton_kernels.device import Device
+import d2lops
+from d2lops import backends
+
+with d2lops.backend("triton"):
+    from d2lops.triton_kernels import device, launch, operators
+    from d2lops.triton_kernels.device import Device
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -68,6 +74,11 @@ class Launch(NamedTuple):
     warps: int
     stages: int
 
+    @property
+    def multiplies(self) -> bool:
+        """Whether it is a product of matrices."""
+        return "multiply(" in inspect.getsource(self.kernel.fn)
+
     def __str__(self) -> str:
         constants = ", ".join(f"{name}={value}" for name, value in self.constants)
         types = ", ".join(type for _, type in self.signature if type.startswith("*"))
@@ -83,8 +94,8 @@ class MachineCode(NamedTuple):
     text: str
 
 
-def launches(gpu: Gpu, function: Callable, *arguments: Any) -> list[Launch]:
-    """What a call with these arguments may launch on such a GPU: in every configuration."""
+def launches(gpu: Gpu, function: Callable, *arguments: Any, tf32: bool = False) -> list[Launch]:
+    """What a function of meta tensors may launch on such a GPU: in every configuration."""
     written: list[Launch] = []
 
     class Writer:
@@ -94,13 +105,13 @@ def launches(gpu: Gpu, function: Callable, *arguments: Any) -> list[Launch]:
         def __getitem__(self, grid: tuple[int, ...]) -> Callable:
             return lambda *values, **named: written.append(_launch(self.kernel, values, named))
 
-    with _on(gpu, Writer):
+    with _on(gpu, Writer, tf32):
         function(*arguments)
     return list(dict.fromkeys(written))
 
 
 @contextmanager
-def _on(gpu: Gpu, writer: type) -> Iterator[None]:
+def _on(gpu: Gpu, writer: type, tf32: bool) -> Iterator[None]:
     def launch_all(run: Callable, configs: Any, *_: Any) -> None:
         for config in configs:
             run(config)
@@ -114,6 +125,7 @@ def _on(gpu: Gpu, writer: type) -> Iterator[None]:
     patches += [
         mock.patch.object(launch, "wrap_triton", writer),
         mock.patch.object(device, "_device", lambda index: gpu.device),
+        mock.patch.object(backends, "_table", {"meta": _launchers(tf32)}),
     ]
     for patch in patches:
         patch.start()
@@ -122,6 +134,21 @@ def _on(gpu: Gpu, writer: type) -> Iterator[None]:
     finally:
         for patch in patches:
             patch.stop()
+
+
+def _launchers(tf32: bool) -> backends.Kernels:
+    """The operators, without torch between them and their launchers."""
+    kernels = backends.Kernels()
+    for name, launcher in operators.LAUNCHERS.items():
+        kernels.add(name, functools.partial(_run, backends._rules[name], launcher))
+    kernels.plain = kernels.tf32[tf32, tf32]
+    return kernels
+
+
+def _run(rule: Callable, launcher: Callable, *arguments: Any, **named: Any) -> Any:
+    out = rule(*arguments, **named)
+    launcher(*arguments, **named, out=out)
+    return out
 
 
 def _launch(kernel: Any, values: tuple, named: dict[str, Any]) -> Launch:
