@@ -3,6 +3,7 @@
 What its kernels compute is for the operators' tests to say: `test_triton_kernels.py`.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -92,6 +93,7 @@ class TestCompiler:
         target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
         driver = SimpleNamespace(get_current_target=lambda: target)
         monkeypatch.setattr(device, "_device", lambda index: HOPPER)
+        monkeypatch.setattr(torch.cuda, "device_of", contextlib.nullcontext)
         before = triton.runtime.driver._active
         triton.runtime.driver.set_active(driver)
         yield

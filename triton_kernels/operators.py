@@ -48,15 +48,20 @@ def define(name: str, rule: Callable) -> Callable:
     makes the outputs that they fill.
     """
     launcher = LAUNCHERS[name]
+    schema = getattr(torch.ops.d2lops, name).default._schema
+    tensors = [i for i, argument in enumerate(schema.arguments) if str(argument.type) == "Tensor"]
 
     def run(*arguments: Any, **named: Any) -> Tensor | tuple[Tensor, ...]:
+        if any(arguments[i] is None for i in tensors):  # which torch lets pass
+            raise RuntimeError(f"{name}(): expected a Tensor, but got None")
         out = rule(*arguments, **named)
         if "out" not in inspect.signature(launcher).parameters:
             return launcher(*arguments, **named)
-        launcher(*arguments, **named, out=out)
+        with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device
+            launcher(*arguments, **named, out=out)
         return out
 
-    run.__signature__ = _signature(name)
+    run.__signature__ = _signature(schema)
     operator = (custom_op if INTERPRETED else triton_op)(
         f"d2lops_triton::{name}", run, mutates_args=()
     )
@@ -64,8 +69,7 @@ def define(name: str, rule: Callable) -> Callable:
     return getattr(torch.ops.d2lops_triton, name).default
 
 
-def _signature(name: str) -> inspect.Signature:
-    schema = getattr(torch.ops.d2lops, name).default._schema
+def _signature(schema: torch.FunctionSchema) -> inspect.Signature:
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [
         inspect.Parameter(
