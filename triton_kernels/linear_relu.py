@@ -56,7 +56,7 @@ ADD = Config({"BLOCK": 1024}, num_warps=4)
 @triton.jit
 def described(
     ptr, rows, columns, row_stride, column_stride,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BY_ROWS: tl.constexpr,  # noqa: N803
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BY_ROWS: tl.constexpr,
 ):  # fmt: skip
     """The matrix to TMA, by rows or by columns: whichever lie in one piece."""
     if BY_ROWS:
@@ -66,7 +66,7 @@ def described(
 
 
 @triton.jit
-def tile_of(matrix, row, column, BY_ROWS: tl.constexpr):  # noqa: N803
+def tile_of(matrix, row, column, BY_ROWS: tl.constexpr):
     if BY_ROWS:
         return matrix.load([row, column])
     else:
@@ -74,7 +74,7 @@ def tile_of(matrix, row, column, BY_ROWS: tl.constexpr):  # noqa: N803
 
 
 @triton.jit
-def place_of(number, rows, columns, depth, parts, part_depth, BLOCK_M, BLOCK_N):  # noqa: N803
+def place_of(number, rows, columns, depth, parts, part_depth, BLOCK_M, BLOCK_N):
     """What a tile with a number is of: first row and column, part, and where its depth lies."""
     row_tiles, column_tiles = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     tiles = row_tiles * column_tiles
@@ -87,7 +87,7 @@ def place_of(number, rows, columns, depth, parts, part_depth, BLOCK_M, BLOCK_N):
 @triton.jit
 def store(
     sums, bias_ptr, bias_stride, c_ptr, part, row, column, rows, columns,
-    RELU: tl.constexpr,  # noqa: N803
+    RELU: tl.constexpr,
 ):  # fmt: skip
     m = row + tl.arange(0, sums.shape[0]).to(tl.int64)
     n = column + tl.arange(0, sums.shape[1]).to(tl.int64)
@@ -104,9 +104,9 @@ def product_through_tma(
     a_ptr, y_ptr, b_ptr, bias_ptr, c_ptr,
     rows, columns, depth, parts, part_depth,
     a_row, a_depth, y_row, y_depth, b_depth, b_column, bias_stride,
-    RELU: tl.constexpr, PRECISION: tl.constexpr,  # noqa: N803
-    A_BY_ROWS: tl.constexpr, B_BY_ROWS: tl.constexpr,  # noqa: N803
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,  # noqa: N803
+    RELU: tl.constexpr, PRECISION: tl.constexpr,
+    A_BY_ROWS: tl.constexpr, B_BY_ROWS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """c = relu(a b + bias), a masked by y; or the sums over each part of the depth."""
     a = described(a_ptr, rows, depth, a_row, a_depth, BLOCK_M, BLOCK_K, A_BY_ROWS)
@@ -132,8 +132,8 @@ def product_through_pointers(
     a_ptr, y_ptr, b_ptr, bias_ptr, c_ptr,
     rows, columns, depth, parts, part_depth,
     a_row, a_depth, y_row, y_depth, b_depth, b_column, bias_stride,
-    RELU: tl.constexpr, PRECISION: tl.constexpr,  # noqa: N803
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,  # noqa: N803
+    RELU: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The same, a tile for each program."""
     row, column, part, first, last = place_of(
@@ -166,7 +166,7 @@ def product_through_pointers(
 @triton.jit
 def add_parts(
     sums_ptr, bias_ptr, c_ptr, count, columns, parts, bias_stride,
-    RELU: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
+    RELU: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """c = relu(the sum of all parts + bias)."""
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -287,12 +287,12 @@ def matrix_product(
     turned: tuple[bool, bool],
     relu: bool,
     tf32: bool,
-) -> Tensor:
-    """relu(a b + bias), with a masked by y, both of them transposed first if `turned` says so."""
+    c: Tensor,
+) -> None:
+    """c = relu(a b + bias), with a masked by y, both of them transposed first if `turned` says so."""
     rows, columns, depth = sizes
-    c = a.new_empty(rows, columns)
     if rows == 0 or columns == 0:
-        return c
+        return
     device = device_of(a)
     chosen_precision = precision(a, tf32 and a.dtype == torch.float32)
     tensor_cores = a.itemsize == 2 or chosen_precision == "tf32"
@@ -354,24 +354,31 @@ def matrix_product(
         grid = (ceil_div(c.numel(), 1024),)
         arguments = (sums, bias, c, c.numel(), columns, parts, bias_stride)
         launch(add_parts, grid, *arguments, config=ADD, RELU=relu)
-    return c
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool = False) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool = False, *, out: Tensor
+) -> None:
     sizes = (x.size(0), weight.size(0), x.size(1))
-    return matrix_product(sizes, x, None, weight, bias, (False, True), False, tf32)
+    matrix_product(sizes, x, None, weight, bias, (False, True), False, tf32, out)
 
 
-def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool = False) -> Tensor:
+def linear_relu(
+    x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool = False, *, out: Tensor
+) -> None:
     sizes = (x.size(0), weight.size(0), x.size(1))
-    return matrix_product(sizes, x, None, weight, bias, (False, True), True, tf32)
+    matrix_product(sizes, x, None, weight, bias, (False, True), True, tf32, out)
 
 
-def linear_input_grad(g: Tensor, y: Tensor | None, weight: Tensor, tf32: bool = False) -> Tensor:
+def linear_input_grad(
+    g: Tensor, y: Tensor | None, weight: Tensor, tf32: bool = False, *, out: Tensor
+) -> None:
     sizes = (g.size(0), weight.size(1), g.size(1))
-    return matrix_product(sizes, g, y, weight, None, (False, False), False, tf32)
+    matrix_product(sizes, g, y, weight, None, (False, False), False, tf32, out)
 
 
-def linear_weight_grad(g: Tensor, y: Tensor | None, x: Tensor, tf32: bool = False) -> Tensor:
+def linear_weight_grad(
+    g: Tensor, y: Tensor | None, x: Tensor, tf32: bool = False, *, out: Tensor
+) -> None:
     sizes = (g.size(1), x.size(1), g.size(0))
-    return matrix_product(sizes, g, y, x, None, (True, False), False, tf32)
+    matrix_product(sizes, g, y, x, None, (True, False), False, tf32, out)
