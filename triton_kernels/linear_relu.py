@@ -289,7 +289,7 @@ def matrix_product(
     tf32: bool,
     c: Tensor,
 ) -> None:
-    """c = relu(a b + bias), with a masked by y, both of them transposed first if `turned` says so."""
+    """c = relu(a b + bias), a masked by y; a and y, and b, transposed first if `turned` says so."""
     rows, columns, depth = sizes
     if rows == 0 or columns == 0:
         return
