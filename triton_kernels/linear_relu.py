@@ -43,9 +43,9 @@ WITHOUT_TENSOR_CORES = ((128, 128, 64, 8, 3), (128, 64, 64, 8, 3), (64, 64, 64, 
 WITHOUT_TENSOR_CORES += ((32, 32, 128, 4, 3),)
 # Where there are few rows or columns, FEW stands for 16 or 32.
 FEW = 0
-FEW_ROWS = ((FEW, 128, 128, 4, 4), (FEW, 64, 256, 4, 4), (FEW, 32, 128, 4, 8))
+FEW_ROWS = ((FEW, 128, 128, 4, 4), (FEW, 64, 128, 4, 6), (FEW, 32, 128, 4, 8))
 FEW_ROWS_WITHOUT_TENSOR_CORES = ((FEW, 64, 128, 4, 4), (FEW, 32, 128, 4, 4))
-FEW_COLUMNS = ((128, FEW, 128, 4, 4), (64, FEW, 256, 4, 4))
+FEW_COLUMNS = ((128, FEW, 128, 4, 4), (64, FEW, 128, 4, 6))
 FEW_COLUMNS_WITHOUT_TENSOR_CORES = ((128, FEW, 64, 4, 4), (64, FEW, 128, 4, 4))
 # What any of them takes of the depth in a step divides this.
 DEPTH = 256
@@ -219,9 +219,11 @@ def configs_of(
         table = FEW_ROWS if tensor_cores else FEW_ROWS_WITHOUT_TENSOR_CORES
     elif columns <= 32:
         table = FEW_COLUMNS if tensor_cores else FEW_COLUMNS_WITHOUT_TENSOR_CORES
-    elif tensor_cores:
-        table = THROUGH_TMA if tma else THROUGH_POINTERS
-    else:  # The largest tiles need all registers, and leave none for masks or many addresses.
+    elif tma:
+        table = THROUGH_TMA
+    elif tensor_cores:  # The largest tiles have no registers left for single numbers' addresses,
+        table = THROUGH_POINTERS[not large :]
+    else:  # or for masks.
         table = WITHOUT_TENSOR_CORES[masked or not large :]
     configs = fitted(table, few, device, itemsize, masked)
     guess = configs[-1]
