@@ -193,8 +193,9 @@ def fitted(
     configs = []
     for rows, columns, depth, warps, stages in table:
         rows, columns = rows or few, columns or few
-        stage = (rows * (1 + masked) + columns) * depth
-        blocks = {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": depth // itemsize}
+        depth = max(16, depth // itemsize)  # no product is shorter
+        stage = (rows * (1 + masked) + columns) * depth * itemsize
+        blocks = {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": depth}
         stages = min(stages, most, device.shared_memory // stage)
         configs.append(Config(blocks, num_warps=warps, num_stages=stages))
     return tuple(configs)
@@ -223,8 +224,8 @@ def configs_of(
         table = THROUGH_TMA
     elif tensor_cores:  # The largest tiles have no registers left for single numbers' addresses,
         table = THROUGH_POINTERS[not large :]
-    else:  # or for masks.
-        table = WITHOUT_TENSOR_CORES[masked or not large :]
+    else:  # or for masks, or for numbers of 64 bits.
+        table = WITHOUT_TENSOR_CORES[masked or not large or itemsize == 8 :]
     configs = fitted(table, few, device, itemsize, masked)
     guess = configs[-1]
     for config in configs:
