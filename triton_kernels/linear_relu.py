@@ -189,14 +189,15 @@ def fitted(
     table: tuple[tuple[int, ...], ...], few: int, device: Device, itemsize: int, masked: bool
 ) -> tuple[Config, ...]:
     """A table of tiles, each with as many stages as fit into shared memory."""
-    most = 2 if device.maker == "hip" else 8
     configs = []
     for rows, columns, depth, warps, stages in table:
         rows, columns = rows or few, columns or few
         depth = max(16, depth // itemsize)  # no product is shorter
         stage = (rows * (1 + masked) + columns) * depth * itemsize
         blocks = {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": depth}
-        stages = min(stages, most, device.shared_memory // stage)
+        # For AMD, two of which one is in registers on its way.
+        fit = 2 if device.maker == "hip" else device.shared_memory // stage
+        stages = min(stages, fit)
         configs.append(Config(blocks, num_warps=warps, num_stages=stages))
     return tuple(configs)
 
