@@ -701,6 +701,8 @@ def block_of_channels(channels: int, most: int) -> int:
 
 def block_of_positions(positions: int) -> int:
     """The lanes of a warp, or more, and so that few are idle."""
+    if INTERPRETED:  # where a program takes long, whatever it has
+        return power_of_two(positions, 2**12)
     block = power_of_two(positions, 128)
     for smaller in (64, 32):
         lanes, fewer = (triton.cdiv(positions, b) * b for b in (block, smaller))
@@ -723,7 +725,7 @@ def tile_of_taps(planes: Planes, taps: int) -> Config:
 def tiles(planes: Planes, positions: int, sizes: Sequence[int]) -> list[Config]:
     """One of each size; a single one for what is over at once."""
     if INTERPRETED:
-        sizes = [2**14]
+        sizes = [2**16]
     elif planes.images * planes.channels * positions < 2**20:
         sizes = sizes[:1]
     configs = []
