@@ -105,7 +105,8 @@ def extent(
     return tl.maximum(seen, 1)
 
 
-# Tiles, of size (channels, positions), and what is computed on them.
+# Tiles, of size (positions, channels), and what is computed on them. Where neither is known to be
+# side by side in memory, lanes are along the first.
 
 
 @triton.jit
@@ -125,15 +126,15 @@ def tile_of(
     channel_blocks = tl.cdiv(channels, BLOCK_CHANNELS)
     first = program // blocks % channel_blocks * BLOCK_CHANNELS
     image = (program // blocks // channel_blocks).to(tl.int64)
-    channel = tl.arange(0, BLOCK_CHANNELS)[:, None]
-    exists = tl.full((BLOCK_CHANNELS, 1), True, tl.int1)
+    channel = tl.arange(0, BLOCK_CHANNELS)[None, :]
+    exists = tl.full((1, BLOCK_CHANNELS), True, tl.int1)
     if not EVEN:
         exists = channel < channels - first
         channel = tl.minimum(channel, channels - first - 1)
     if WIDE:
         block = block.to(tl.int64)
         channel = channel.to(tl.int64)
-    position = block * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)[None, :]
+    position = block * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)[:, None]
     row, column = position // columns, position % columns
     return image, first.to(tl.int64), channel, row, column, exists & (row < rows)
 
@@ -160,9 +161,9 @@ def maximum(best, where, x, tap):
 def largest(best, where):
     """What all lanes have seen: the same rule, but in integers, as maxima of floats drop NaNs."""
     is_nan = best != best
-    last_nan = tl.max(tl.where(is_nan, where, -1), 1, keep_dims=True)
-    most = tl.max(tl.where(is_nan, -INFINITY, best), 1, keep_dims=True)
-    first = tl.min(tl.where(best == most, where, 0x7FFFFFFF), 1, keep_dims=True)
+    last_nan = tl.max(tl.where(is_nan, where, -1), 0, keep_dims=True)
+    most = tl.max(tl.where(is_nan, -INFINITY, best), 0, keep_dims=True)
+    first = tl.min(tl.where(best == most, where, 0x7FFFFFFF), 0, keep_dims=True)
     has_nan = last_nan >= 0
     return tl.where(has_nan, float("nan"), most), tl.where(has_nan, last_nan, first)
 
@@ -213,14 +214,14 @@ def pool_small_windows(
     x = planes(x_ptr, x_stride_n, x_stride_c, image, first, channel)
     x += top * x_stride_h + left * x_stride_w
     one = tl.full((), 1, tl.int64 if WIDE else tl.int32)
-    total = zeros(x_ptr, BLOCK_CHANNELS, BLOCK_POSITIONS)
+    total = zeros(x_ptr, BLOCK_POSITIONS, BLOCK_CHANNELS)
     if argmax_ptr is not None:
         total -= INFINITY
         where = tl.maximum(-top, 0) * KERNEL_W + tl.maximum(-left, 0)
-        where = tl.broadcast_to(where.to(tl.int32), (BLOCK_CHANNELS, BLOCK_POSITIONS))
+        where = tl.broadcast_to(where.to(tl.int32), (BLOCK_POSITIONS, BLOCK_CHANNELS))
     for i in tl.static_range(KERNEL_H):
         x_row = x + one * i * x_stride_h
-        row_total = zeros(x_ptr, BLOCK_CHANNELS, BLOCK_POSITIONS)
+        row_total = zeros(x_ptr, BLOCK_POSITIONS, BLOCK_CHANNELS)
         for j in tl.static_range(KERNEL_W):
             source = x_row + one * j * x_stride_w
             h, w = top + i, left + j
@@ -269,13 +270,13 @@ def pool_windows(
     x = planes(x_ptr, x_stride_n, x_stride_c, image, first, channel)
     x += h * x_stride_h + w * x_stride_w
     one = tl.full((), 1, tl.int64 if WIDE else tl.int32)
-    total = zeros(x_ptr, BLOCK_CHANNELS, BLOCK_POSITIONS)
+    total = zeros(x_ptr, BLOCK_POSITIONS, BLOCK_CHANNELS)
     if argmax_ptr is not None:
         total -= INFINITY
         where = first_tap(tap_h, tap_w, down, across, kernel_w)
-        where = tl.broadcast_to(where, (BLOCK_CHANNELS, BLOCK_POSITIONS))
+        where = tl.broadcast_to(where, (BLOCK_POSITIONS, BLOCK_CHANNELS))
     for i in range(most_h):
-        row_total = zeros(x_ptr, BLOCK_CHANNELS, BLOCK_POSITIONS)
+        row_total = zeros(x_ptr, BLOCK_POSITIONS, BLOCK_CHANNELS)
         for j in range(most_w):
             source = x + one * i * dilation_h * x_stride_h + one * j * dilation_w * x_stride_w
             inside = (i < down) & (j < across)
@@ -324,14 +325,14 @@ def pool_large_windows(
     )
     x = planes(x_ptr, x_stride_n, x_stride_c, image, first, channel)
     x += h * x_stride_h + w * x_stride_w
-    total = zeros(x_ptr, BLOCK_CHANNELS, BLOCK_TAPS)
+    total = zeros(x_ptr, BLOCK_TAPS, BLOCK_CHANNELS)
     if argmax_ptr is not None:
         total -= INFINITY
         where = first_tap(tap_h, tap_w, down, across, kernel_w)
-        where = tl.broadcast_to(where, (BLOCK_CHANNELS, BLOCK_TAPS))
+        where = tl.broadcast_to(where, (BLOCK_TAPS, BLOCK_CHANNELS))
     one = tl.full((), 1, tl.int64 if WIDE else tl.int32)
     for start in range(0, taps, BLOCK_TAPS):
-        number = one * start + tl.arange(0, BLOCK_TAPS)[None, :]
+        number = one * start + tl.arange(0, BLOCK_TAPS)[:, None]
         if ONE_ROW:
             i, j = 0 * number, number
         else:
@@ -356,7 +357,7 @@ def pool_large_windows(
         across = extent(
             column, width, columns, kernel_w, stride_w, left, right, COUNT_INCLUDE_PAD, ADAPTIVE
         )
-        total = tl.sum(total, 1, keep_dims=True)
+        total = tl.sum(total, 0, keep_dims=True)
         total = quotient(total, area(down, across, x_ptr, DIVISOR))
     tl.store(y_ptr + place, narrow(total, y_ptr.dtype.element_ty), exists)
 
@@ -414,7 +415,7 @@ def adjoint_of_small_windows(
         h = row * STRIDE_H + a
         totals = ()
         for b in tl.static_range(STRIDE_W):
-            total = zeros(g_ptr, BLOCK_CHANNELS, BLOCK_POSITIONS)
+            total = zeros(g_ptr, BLOCK_POSITIONS, BLOCK_CHANNELS)
             for m in tl.static_range(COUNT_H):
                 i = a + TOP - (FIRST_H + m) * STRIDE_H
                 for n in tl.static_range(COUNT_W):
@@ -457,7 +458,7 @@ def adjoint_of_windows(
     g = planes(g_ptr, g_stride_n, g_stride_c, image, first, channel)
     if argmax_ptr is not None:
         argmax = planes(argmax_ptr, argmax_stride_n, argmax_stride_c, image, first, channel)
-    total = zeros(g_ptr, BLOCK_CHANNELS, BLOCK_POSITIONS)
+    total = zeros(g_ptr, BLOCK_POSITIONS, BLOCK_CHANNELS)
     for m in range(most_h):
         h, tap_h, covers_h = window_over(
             row, m, height, rows, kernel_h, stride_h, top, dilation_h, most_h, ADAPTIVE
