@@ -33,6 +33,7 @@ from triton import Config
 
 from d2lops.ops._layout import empty, is_channels_last
 from d2lops.triton_kernels.arithmetic import narrow, widen
+from d2lops.triton_kernels.blocks import block_of_channels, power_of_two
 from d2lops.triton_kernels.device import INTERPRETED
 from d2lops.triton_kernels.launch import launch, launch_fastest
 
@@ -682,22 +683,6 @@ def flattened(windows: Windows, planes: Planes, x: int) -> tuple[Windows, Planes
     )
     strides = [(*s[:2], 0, s[3] if i == x else s[2]) for i, s in enumerate(planes.strides)]
     return windows._replace(rows=Axis(1, 1, 1, 1), columns=row), planes._replace(strides=strides)
-
-
-def power_of_two(least: int, most: int) -> int:
-    """The smallest that is at least `least`, or else `most`."""
-    power = 1
-    while power < least and power < most:
-        power *= 2
-    return power
-
-
-def block_of_channels(channels: int, most: int) -> int:
-    """As many as divide all channels, if these are no few: then none has to be masked."""
-    block = most
-    while block > 1 and channels % block != 0:
-        block //= 2
-    return block if block >= 8 else power_of_two(channels, most)
 
 
 def block_of_positions(positions: int) -> int:
