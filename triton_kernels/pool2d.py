@@ -38,10 +38,6 @@ from d2lops.triton_kernels.device import INTERPRETED
 from d2lops.triton_kernels.launch import launch, launch_fastest
 
 MOST_UNROLLED = 25  # taps, of windows that kernels are compiled for
-SMALL_TILES, MEDIUM_TILES = (
-    (512, 1024),
-    (1024, 2048, 512),
-)  # elements of a program; best guess first
 INFINITY = tl.constexpr(float("inf"))
 
 
@@ -53,7 +49,8 @@ def origin_of(output, inputs, outputs, stride, padding, ADAPTIVE: tl.constexpr):
     """The input at a window's first tap, which may be in the padding."""
     if ADAPTIVE:
         return output * inputs // outputs
-    return output * stride - padding
+    else:
+        return output * stride - padding
 
 
 @triton.jit
@@ -65,9 +62,10 @@ def inputs_of(
     origin = origin_of(output, inputs, outputs, stride, padding, ADAPTIVE)
     if ADAPTIVE:
         return origin, tl.cdiv((output + 1) * inputs, outputs) - origin, 0 * origin
-    tap = tl.cdiv(tl.maximum(-origin, 0), dilation)
-    end = tl.minimum(kernel, tl.cdiv(tl.maximum(inputs - origin, 0), dilation))
-    return origin + tap * dilation, end - tap, tap
+    else:
+        tap = tl.cdiv(tl.maximum(-origin, 0), dilation)
+        end = tl.minimum(kernel, tl.cdiv(tl.maximum(inputs - origin, 0), dilation))
+        return origin + tap * dilation, end - tap, tap
 
 
 @triton.jit
@@ -81,12 +79,13 @@ def window_over(
         window = input * outputs // inputs + number
         covers = window < tl.cdiv((input + 1) * outputs, inputs)
         return window, input - window * inputs // outputs, covers
-    padded = input + padding
-    window = padded // stride - (most - 1) + number
-    distance = padded - window * stride
-    tap = distance // dilation
-    covers = (window >= 0) & (window < outputs) & (tap < kernel) & (distance % dilation == 0)
-    return window, tap, covers
+    else:
+        padded = input + padding
+        window = padded // stride - (most - 1) + number
+        distance = padded - window * stride
+        tap = distance // dilation
+        covers = (window >= 0) & (window < outputs) & (tap < kernel) & (distance % dilation == 0)
+        return window, tap, covers
 
 
 @triton.jit
@@ -98,8 +97,8 @@ def extent(
     the input. At least 1, which matters to windows that see nothing."""
     origin = origin_of(output, inputs, outputs, stride, padding, ADAPTIVE)
     if ADAPTIVE:
-        return tl.cdiv((output + 1) * inputs, outputs) - origin
-    if COUNT_INCLUDE_PAD:
+        seen = tl.cdiv((output + 1) * inputs, outputs) - origin
+    elif COUNT_INCLUDE_PAD:
         seen = tl.minimum(origin + kernel, inputs + padding_after) - origin
     else:
         seen = tl.minimum(origin + kernel, inputs) - tl.maximum(origin, 0)
@@ -181,7 +180,8 @@ def quotient(a, b):
     """Rounded to the nearest, so that the average of a constant is that constant."""
     if a.dtype == tl.float64:
         return a / b
-    return tl.div_rn(a, b)
+    else:
+        return tl.div_rn(a, b)
 
 
 @triton.jit
@@ -189,7 +189,8 @@ def area(height, width, x_ptr, DIVISOR: tl.constexpr):
     """What a window's sum is divided by, as a number of the kind that sums are made of."""
     if DIVISOR != 0:
         return zeros(x_ptr, 1, 1) + DIVISOR
-    return (height * width).to(zeros(x_ptr, 1, 1).dtype)
+    else:
+        return (height * width).to(zeros(x_ptr, 1, 1).dtype)
 
 
 @triton.jit
@@ -364,6 +365,20 @@ def pool_large_windows(
 
 
 @triton.jit
+def with_window(
+    total, value, picked, ROW: tl.constexpr, HEIGHT: tl.constexpr, COLUMN: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    """`total` and what an input has from a window of which it is the tap in that row and column."""
+    if ROW >= 0 and ROW < HEIGHT and COLUMN >= 0 and COLUMN < WIDTH:
+        if picked is not None:
+            total += tl.where(picked == ROW * WIDTH + COLUMN, value, 0.0)
+        else:
+            total += value
+    return total
+
+
+@triton.jit
 def adjoint_of_small_windows(
     g_ptr, argmax_ptr, x_ptr,  # the second is None for averages
     channels, height, width, rows, columns, blocks,
@@ -418,15 +433,13 @@ def adjoint_of_small_windows(
         for b in tl.static_range(STRIDE_W):
             total = zeros(g_ptr, BLOCK_POSITIONS, BLOCK_CHANNELS)
             for m in tl.static_range(COUNT_H):
-                i = a + TOP - (FIRST_H + m) * STRIDE_H
                 for n in tl.static_range(COUNT_W):
-                    j = b + LEFT - (FIRST_W + n) * STRIDE_W
-                    if i >= 0 and i < KERNEL_H and j >= 0 and j < KERNEL_W:
-                        value = seen[m * COUNT_W + n]
-                        if argmax_ptr is not None:
-                            tap = picked[m * COUNT_W + n]
-                            value = tl.where(tap == i * KERNEL_W + j, value, 0.0)
-                        total += value
+                    total = with_window(
+                        total, seen[m * COUNT_W + n],
+                        picked[m * COUNT_W + n] if argmax_ptr is not None else None,
+                        a + TOP - (FIRST_H + m) * STRIDE_H, KERNEL_H,
+                        b + LEFT - (FIRST_W + n) * STRIDE_W, KERNEL_W,
+                    )  # fmt: skip
             totals += (narrow(total, x_ptr.dtype.element_ty),)
         if PAIRS:
             pair = tl.join(totals[0], totals[1])
@@ -593,7 +606,10 @@ class Windows(NamedTuple):
         return dict(zip(names, self.numbers(), strict=False))
 
     def averaging(self) -> dict[str, Any]:
-        return {"DIVISOR": self.divisor, "COUNT_INCLUDE_PAD": self.count_include_pad}
+        divisor = self.divisor
+        if divisor == 0 and self.small() and self.rows.inside() and self.columns.inside():
+            divisor = self.taps()  # which need not be found out for each window
+        return {"DIVISOR": divisor, "COUNT_INCLUDE_PAD": self.count_include_pad}
 
     def reach(self) -> int:
         """No number that tells of a position or a tap is larger."""
@@ -708,9 +724,15 @@ def tile_of_taps(planes: Planes, taps: int) -> Config:
     return Config({"BLOCK_CHANNELS": channels, "BLOCK_TAPS": taps}, num_warps=4)
 
 
-def tiles(planes: Planes, positions: int, sizes: Sequence[int]) -> list[Config]:
-    """One of each size; a single one for what is over at once."""
-    if INTERPRETED:
+def tiles(planes: Planes, positions: int, x: Tensor, *channels: int) -> list[Config]:
+    """The best guess first; no other for what is over at once.
+
+    A lane has so many channels; or 16 bytes of them, where they lie side by side.
+    """
+    sizes = [128 * each for each in channels]
+    if planes.channels_inside():
+        sizes = [128 * 16 // x.element_size(), 128 * 32 // x.element_size()]
+    if INTERPRETED:  # where a program takes long, whatever its size
         sizes = [2**16]
     elif planes.images * planes.channels * positions < 2**20:
         sizes = sizes[:1]
@@ -774,16 +796,17 @@ def pool(x: Tensor, y: Tensor, argmax: Tensor | None, windows: Windows) -> None:
     most = [min(axis.kernel, axis.inputs) for axis in (windows.rows, windows.columns)]
     taps = most[0] * most[1]
     constants = windows.averaging()
-    if windows.small():
+    far_apart = windows.columns.inputs >= 8 * windows.columns.outputs or positions < 8
+    few = planes.images * planes.channels * positions < 2**17
+    share = (taps >= 16 and far_apart and not planes.channels_inside()) or (taps >= 32 and few)
+    if windows.small() and not share:
         constants |= windows.constants()
         constants["INSIDE"] = windows.rows.inside() and windows.columns.inside()
-        configs = tiles(planes, positions, MEDIUM_TILES if taps <= 4 else SMALL_TILES)
+        configs = tiles(planes, positions, x, *((8, 16) if taps <= 4 else (4, 8)))
         start(pool_small_windows, tensors, windows, planes, positions, configs, **constants)
         return
     constants["ADAPTIVE"] = windows.adaptive
-    far_apart = windows.columns.inputs >= 8 * windows.columns.outputs
-    few = planes.images * planes.channels * positions < 2**17
-    if taps >= 32 and (few or (far_apart and not planes.channels_inside())):
+    if share:
         windows, planes = flattened(windows, planes, 0)
         constants["ONE_ROW"] = windows.rows.kernel == 1
         configs = [tile_of_taps(planes, taps)]
@@ -792,7 +815,7 @@ def pool(x: Tensor, y: Tensor, argmax: Tensor | None, windows: Windows) -> None:
             pool_large_windows, tensors, windows, planes, positions, configs, *numbers, **constants
         )
     else:
-        configs = tiles(planes, positions, SMALL_TILES)
+        configs = tiles(planes, positions, x, 8, 4)
         numbers = (*windows.numbers(), *most)
         start(pool_windows, tensors, windows, planes, positions, configs, *numbers, **constants)
 
@@ -808,7 +831,7 @@ def adjoint(g: Tensor, x: Tensor, argmax: Tensor | None, windows: Windows) -> No
     cells = windows.cells()
     if cells is not None:
         rows, columns = (triton.cdiv(a.inputs, a.stride) for a in (windows.rows, windows.columns))
-        configs = tiles(planes, rows * columns, SMALL_TILES)
+        configs = tiles(planes, rows * columns, x, 4, 8)
         pairs = not planes.channels_inside() and windows.columns.stride == 2 and x.size(3) % 2 == 0
         if pairs:
             stride = tuple(number // 2 for number in planes.strides[2])
@@ -822,7 +845,7 @@ def adjoint(g: Tensor, x: Tensor, argmax: Tensor | None, windows: Windows) -> No
     constants["ADAPTIVE"] = windows.adaptive
     most = windows.rows.most_over(windows.adaptive), windows.columns.most_over(windows.adaptive)
     positions = windows.rows.inputs * windows.columns.inputs
-    configs = tiles(planes, positions, SMALL_TILES)
+    configs = tiles(planes, positions, x, 8, 16)
     numbers = (*windows.numbers(), *most)
     start(adjoint_of_windows, tensors, windows, planes, positions, configs, *numbers, **constants)
 
@@ -832,7 +855,7 @@ def look_up(x: Tensor | None, argmax: Tensor, y: Tensor, windows: Windows) -> No
         return
     planes = merged(argmax if x is None else x, argmax, y)
     positions = windows.rows.outputs * windows.columns.outputs
-    configs = tiles(planes, positions, SMALL_TILES)
+    configs = tiles(planes, positions, y, 8, 4)
     start(
         gather, (x, argmax, y), windows, planes, positions, configs, *windows.numbers(),
         ADAPTIVE=windows.adaptive,
