@@ -176,21 +176,14 @@ def first_tap(tap_h, tap_w, down, across, pitch):
 
 
 @triton.jit
-def quotient(a, b):
-    """Rounded to the nearest, so that the average of a constant is that constant."""
-    if a.dtype == tl.float64:
-        return a / b
+def divided(x, height, width, DIVISOR: tl.constexpr):
+    """By what an average is divided by: DIVISOR, or the window's area if that is 0. Rounded to the
+    nearest, so that the average of a constant is that constant."""
+    if DIVISOR > 0 and DIVISOR & (DIVISOR - 1) == 0:
+        return x * (1 / DIVISOR)
     else:
-        return tl.div_rn(a, b)
-
-
-@triton.jit
-def area(height, width, x_ptr, DIVISOR: tl.constexpr):
-    """What a window's sum is divided by, as a number of the kind that sums are made of."""
-    if DIVISOR != 0:
-        return zeros(x_ptr, 1, 1) + DIVISOR
-    else:
-        return (height * width).to(zeros(x_ptr, 1, 1).dtype)
+        by = tl.full((1, 1), DIVISOR, x.dtype) if DIVISOR != 0 else (height * width).to(x.dtype)
+        return x / by if x.dtype == tl.float64 else tl.div_rn(x, by)
 
 
 @triton.jit
@@ -244,7 +237,7 @@ def pool_small_windows(
         across = extent(
             column, width, columns, KERNEL_W, STRIDE_W, LEFT, RIGHT, COUNT_INCLUDE_PAD, False
         )
-        total = quotient(total, area(down, across, x_ptr, DIVISOR))
+        total = divided(total, down, across, DIVISOR)
     tl.store(y_ptr + place, narrow(total, y_ptr.dtype.element_ty), exists)
 
 
@@ -301,7 +294,7 @@ def pool_windows(
         across = extent(
             column, width, columns, kernel_w, stride_w, left, right, COUNT_INCLUDE_PAD, ADAPTIVE
         )
-        total = quotient(total, area(down, across, x_ptr, DIVISOR))
+        total = divided(total, down, across, DIVISOR)
     tl.store(y_ptr + place, narrow(total, y_ptr.dtype.element_ty), exists)
 
 
@@ -360,7 +353,7 @@ def pool_large_windows(
             column, width, columns, kernel_w, stride_w, left, right, COUNT_INCLUDE_PAD, ADAPTIVE
         )
         total = tl.sum(total, 0, keep_dims=True)
-        total = quotient(total, area(down, across, x_ptr, DIVISOR))
+        total = divided(total, down, across, DIVISOR)
     tl.store(y_ptr + place, narrow(total, y_ptr.dtype.element_ty), exists)
 
 
@@ -424,8 +417,7 @@ def adjoint_of_small_windows(
                 across = extent(
                     w, width, columns, KERNEL_W, STRIDE_W, LEFT, RIGHT, COUNT_INCLUDE_PAD, False
                 )
-                weight = quotient(zeros(g_ptr, 1, 1) + 1, area(down, across, g_ptr, DIVISOR))
-                seen += (widen(value) * weight,)
+                seen += (widen(value) * divided(zeros(g_ptr, 1, 1) + 1, down, across, DIVISOR),)
     x = planes(0, x_stride_n, x_stride_c, image, first, channel)
     for a in tl.static_range(STRIDE_H):
         h = row * STRIDE_H + a
@@ -494,8 +486,37 @@ def adjoint_of_windows(
                 across = extent(
                     w, width, columns, kernel_w, stride_w, left, right, COUNT_INCLUDE_PAD, ADAPTIVE
                 )
-                value *= quotient(zeros(g_ptr, 1, 1) + 1, area(down, across, g_ptr, DIVISOR))
+                value *= divided(zeros(g_ptr, 1, 1) + 1, down, across, DIVISOR)
             total += value
+    x = planes(x_ptr, x_stride_n, x_stride_c, image, first, channel)
+    x += row * x_stride_h + column * x_stride_w
+    tl.store(x, narrow(total, x_ptr.dtype.element_ty), exists)
+
+
+@triton.jit
+def adjoint_of_one_window(
+    g_ptr, argmax_ptr, x_ptr,  # the second is None for averages
+    channels, height, width, rows, columns, blocks,
+    g_stride_n, g_stride_c, g_stride_h, g_stride_w,
+    argmax_stride_n, argmax_stride_c, argmax_stride_h, argmax_stride_w,
+    x_stride_n, x_stride_c, x_stride_h, x_stride_w,
+    DIVISOR: tl.constexpr, COUNT_INCLUDE_PAD: tl.constexpr,
+    WIDE: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
+):  # fmt: skip
+    """A window that sees the whole plane. Positions are inputs."""
+    image, first, channel, row, column, exists = tile_of(
+        channels, height, width, blocks, WIDE, EVEN, BLOCK_CHANNELS, BLOCK_POSITIONS
+    )
+    value = widen(tl.load(planes(g_ptr, g_stride_n, g_stride_c, image, first, channel)))
+    if argmax_ptr is not None:
+        argmax = planes(argmax_ptr, argmax_stride_n, argmax_stride_c, image, first, channel)
+        tap = tl.load(argmax).to(tl.int32)
+        total = tl.where(tap == row * width + column, value, 0.0)
+    else:
+        one = tl.full((1, 1), 1, tl.int32)
+        value *= divided(zeros(g_ptr, 1, 1) + 1, one * height, one * width, DIVISOR)
+        total = zeros(g_ptr, BLOCK_POSITIONS, BLOCK_CHANNELS) + value
     x = planes(x_ptr, x_stride_n, x_stride_c, image, first, channel)
     x += row * x_stride_h + column * x_stride_w
     tl.store(x, narrow(total, x_ptr.dtype.element_ty), exists)
@@ -557,9 +578,11 @@ class Axis(NamedTuple):
             return self.outputs // self.inputs + (0 if self.outputs % self.inputs == 0 else 2)
         return (self.kernel - 1) * self.dilation // self.stride + 1
 
-    def inside(self) -> bool:
-        """Whether no window sticks out of the input."""
+    def inside(self, padded: bool = False) -> bool:
+        """Whether no window sticks out of the input, or of the padded input."""
         end = (self.outputs - 1) * self.stride + (self.kernel - 1) * self.dilation + 1
+        if padded:
+            return end - self.before <= self.inputs + self.after
         return self.before == 0 and end <= self.inputs
 
 
@@ -584,22 +607,29 @@ class Windows(NamedTuple):
         padding = (r.before, r.after, c.before, c.after)
         return (r.kernel, c.kernel, r.stride, c.stride, *padding, r.dilation, c.dilation)
 
+    def are_one(self) -> bool:
+        """Whether there is but one window, of the whole plane."""
+        return all(
+            not self.adaptive and axis.outputs == 1 and axis.kernel == axis.inputs and axis.inside()
+            for axis in (self.rows, self.columns)
+        )
+
     def small(self) -> bool:
         """Whether it pays to compile kernels for them."""
         dilated = self.rows.dilation > 1 or self.columns.dilation > 1
         return not self.adaptive and not dilated and self.taps() <= MOST_UNROLLED
 
     def cells(self) -> dict[str, int] | None:
-        """Which windows cover cells of inputs as large as the stride; None if kernels are not to be
-        compiled for that."""
-        if not self.small() or self.rows.stride * self.columns.stride > MOST_UNROLLED // 2:
-            return None
+        """Which windows cover cells of inputs as large as the stride; None if it does not pay to
+        compile kernels for that."""
         constants = {}
         for name, axis in ("H", self.rows), ("W", self.columns):
             first = -((axis.kernel - 1 - axis.before) // axis.stride)
             constants[f"FIRST_{name}"] = first
             constants[f"COUNT_{name}"] = (axis.stride - 1 + axis.before) // axis.stride - first + 1
-        return constants
+        seen = constants["COUNT_H"] * constants["COUNT_W"]
+        stored = self.rows.stride * self.columns.stride
+        return constants if max(seen, stored) <= 9 else None
 
     def constants(self) -> dict[str, Any]:
         names = ["KERNEL_H", "KERNEL_W", "STRIDE_H", "STRIDE_W", "TOP", "BOTTOM", "LEFT", "RIGHT"]
@@ -607,7 +637,8 @@ class Windows(NamedTuple):
 
     def averaging(self) -> dict[str, Any]:
         divisor = self.divisor
-        if divisor == 0 and self.small() and self.rows.inside() and self.columns.inside():
+        padded = self.count_include_pad
+        if divisor == 0 and self.small() and all(axis.inside(padded) for axis in self[:2]):
             divisor = self.taps()  # which need not be found out for each window
         return {"DIVISOR": divisor, "COUNT_INCLUDE_PAD": self.count_include_pad}
 
@@ -658,8 +689,7 @@ def adaptive(height: int, width: int, rows: int, columns: int) -> Windows:
 
 
 class Planes(NamedTuple):
-    """The planes of some tensors of the same images and channels. The last is the one whose
-    elements lanes have."""
+    """The planes of some tensors of the same images and channels."""
 
     images: int
     channels: int
@@ -667,7 +697,8 @@ class Planes(NamedTuple):
     reach: int  # of a plane, in memory
 
     def channels_inside(self) -> bool:
-        return self.channels > 1 and self.strides[-1][1] == 1
+        """Whether channels lie side by side."""
+        return self.channels > 1 and all(stride[1] == 1 for stride in self.strides)
 
 
 def merged(*tensors: Tensor) -> Planes:
@@ -682,22 +713,22 @@ def merged(*tensors: Tensor) -> Planes:
     return Planes(images, channels, strides, reach)
 
 
-def flattened(windows: Windows, planes: Planes, x: int) -> tuple[Windows, Planes]:
+def flattened(windows: Windows, planes: Planes) -> tuple[Windows, Planes]:
     """Windows as wide as planes whose rows follow each other are windows of a single row, in which
-    nothing has to be divided by its length. Operand number `x` has the planes of inputs."""
+    nothing has to be divided by its length. `planes` are those of inputs and outputs."""
     rows, columns = windows.rows, windows.columns
     width = columns.inputs
-    stride = planes.strides[x]
+    x, y = planes.strides
     whole = columns.kernel == width and columns.before == columns.after == 0
     plain = not windows.adaptive and rows.dilation == columns.dilation == 1
-    if not (whole and plain and stride[2] == width * stride[3]):
+    if not (whole and plain and x[2] == width * x[3]):
         return windows, planes
     row = Axis(
         rows.inputs * width,
         rows.outputs,
         *(width * number for number in (rows.kernel, rows.stride, rows.before, rows.after)),
     )
-    strides = [(*s[:2], 0, s[3] if i == x else s[2]) for i, s in enumerate(planes.strides)]
+    strides = [(*x[:2], 0, x[3]), (*y[:2], 0, y[2])]
     return windows._replace(rows=Axis(1, 1, 1, 1), columns=row), planes._replace(strides=strides)
 
 
@@ -713,15 +744,16 @@ def block_of_positions(positions: int) -> int:
     return block
 
 
-def tile_of_taps(planes: Planes, taps: int) -> Config:
-    """A single one, as the order of sums depends on it: for windows that have a program each."""
-    if planes.channels_inside():
-        channels = block_of_channels(planes.channels, 64)
-        taps = power_of_two(taps, 2048 // channels)
-    else:
-        taps = power_of_two(taps, 1024)
-        channels = power_of_two(planes.channels, 2048 // taps)
-    return Config({"BLOCK_CHANNELS": channels, "BLOCK_TAPS": taps}, num_warps=4)
+def tile_of_taps(planes: Planes, positions: int, taps: int) -> Config:
+    """For windows that have a program each. A lane takes some of the taps, as many as make up for
+    adding up what lanes have found; a program has several channels, if it is not the only one.
+    There is no choice, as the order of sums depends on it."""
+    inside = planes.channels_inside()
+    block = power_of_two(taps // 4, 32 if inside else 1024)
+    channels = power_of_two(planes.channels, 2048 // max(block, 16))
+    while channels > 1 and planes.images * planes.channels * positions < 512 * channels:
+        channels //= 2
+    return Config({"BLOCK_CHANNELS": channels, "BLOCK_TAPS": max(block, 16)}, num_warps=4)
 
 
 def tiles(planes: Planes, positions: int, x: Tensor, *channels: int) -> list[Config]:
@@ -731,7 +763,7 @@ def tiles(planes: Planes, positions: int, x: Tensor, *channels: int) -> list[Con
     """
     sizes = [128 * each for each in channels]
     if planes.channels_inside():
-        sizes = [128 * 16 // x.element_size(), 128 * 32 // x.element_size()]
+        sizes = [128 * 16 // x.element_size()]
     if INTERPRETED:  # where a program takes long, whatever its size
         sizes = [2**16]
     elif planes.images * planes.channels * positions < 2**20:
@@ -802,14 +834,16 @@ def pool(x: Tensor, y: Tensor, argmax: Tensor | None, windows: Windows) -> None:
     if windows.small() and not share:
         constants |= windows.constants()
         constants["INSIDE"] = windows.rows.inside() and windows.columns.inside()
-        configs = tiles(planes, positions, x, *((8, 16) if taps <= 4 else (4, 8)))
+        configs = tiles(
+            planes, positions, x, *((8, 16) if taps <= 4 else (4, 8) if taps <= 9 else (4,))
+        )
         start(pool_small_windows, tensors, windows, planes, positions, configs, **constants)
         return
     constants["ADAPTIVE"] = windows.adaptive
     if share:
-        windows, planes = flattened(windows, planes, 0)
+        windows, planes = flattened(windows, planes)
         constants["ONE_ROW"] = windows.rows.kernel == 1
-        configs = [tile_of_taps(planes, taps)]
+        configs = [tile_of_taps(planes, positions, taps)]
         numbers = (*windows.numbers(), taps)
         start(
             pool_large_windows, tensors, windows, planes, positions, configs, *numbers, **constants
@@ -821,33 +855,36 @@ def pool(x: Tensor, y: Tensor, argmax: Tensor | None, windows: Windows) -> None:
 
 
 def adjoint(g: Tensor, x: Tensor, argmax: Tensor | None, windows: Windows) -> None:
-    if x.numel() == 0:
-        return
     if g.numel() == 0:
         x.zero_()
+    if g.numel() == 0 or x.numel() == 0:
         return
     tensors, planes = (g, argmax, x), merged(g, g if argmax is None else argmax, x)
+    positions = windows.rows.inputs * windows.columns.inputs
     constants = windows.averaging()
-    cells = windows.cells()
-    if cells is not None:
+    cells = windows.cells() if windows.small() else None
+    if windows.are_one():
+        configs = tiles(planes, positions, x, 16, 8)
+        start(adjoint_of_one_window, tensors, windows, planes, positions, configs, **constants)
+    elif cells is not None:
         rows, columns = (triton.cdiv(a.inputs, a.stride) for a in (windows.rows, windows.columns))
-        configs = tiles(planes, rows * columns, x, 4, 8)
-        pairs = not planes.channels_inside() and windows.columns.stride == 2 and x.size(3) % 2 == 0
-        if pairs:
+        constants |= windows.constants() | cells
+        constants["PAIRS"] = windows.columns.stride == 2 and x.size(3) % 2 == 0 and x.stride(3) == 1
+        if constants["PAIRS"]:
             stride = tuple(number // 2 for number in planes.strides[2])
             planes = planes._replace(strides=[*planes.strides[:2], stride])
-        constants |= windows.constants() | cells | {"PAIRS": pairs}
+        configs = tiles(planes, rows * columns, x, 8, 4)
         start(
             adjoint_of_small_windows, tensors, windows, planes, rows * columns, configs, **constants
         )
-        return
-    windows, planes = flattened(windows, planes, 2)
-    constants["ADAPTIVE"] = windows.adaptive
-    most = windows.rows.most_over(windows.adaptive), windows.columns.most_over(windows.adaptive)
-    positions = windows.rows.inputs * windows.columns.inputs
-    configs = tiles(planes, positions, x, 8, 16)
-    numbers = (*windows.numbers(), *most)
-    start(adjoint_of_windows, tensors, windows, planes, positions, configs, *numbers, **constants)
+    else:
+        constants["ADAPTIVE"] = windows.adaptive
+        most = [axis.most_over(windows.adaptive) for axis in (windows.rows, windows.columns)]
+        numbers = (*windows.numbers(), *most)
+        configs = tiles(planes, positions, x, 8, 4)
+        start(
+            adjoint_of_windows, tensors, windows, planes, positions, configs, *numbers, **constants
+        )
 
 
 def look_up(x: Tensor | None, argmax: Tensor, y: Tensor, windows: Windows) -> None:
