@@ -19,7 +19,14 @@ from torch import Tensor
 from triton import Config
 
 from d2lops.triton_kernels.arithmetic import narrow, passing, widen
-from d2lops.triton_kernels.blocks import block_of_channels, power_of_two
+from d2lops.triton_kernels.blocks import (
+    POSITIONS,
+    block_of_channels,
+    of_channels,
+    of_positions,
+    power_of_two,
+    zeros,
+)
 from d2lops.triton_kernels.launch import launch
 
 TILE = 2048  # elements that a program reads at once
@@ -41,7 +48,7 @@ def sum_parts(
 ):  # fmt: skip
     blocks = tl.cdiv(channels, BLOCK_CHANNELS)
     part = tl.program_id(0) // blocks
-    channel = tl.program_id(0) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)[None, :]
+    channel = of_channels(tl.program_id(0) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS))
     exists = channel < channels
     if not EVEN:  # the last one is read for those that do not exist, so that none is masked
         channel = tl.minimum(channel, channels - 1)
@@ -50,9 +57,9 @@ def sum_parts(
         y = y_ptr + channel.to(tl.int64) * y_stride_c
     one = tl.full((), 1, tl.int64 if WIDE else tl.int32)
     end = tl.minimum(pixels, one * (part + 1) * part_size)
-    total = widen(tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), g_ptr.dtype.element_ty))
+    total = zeros(g_ptr, BLOCK_PIXELS, BLOCK_CHANNELS)
     for start in range(0, part_size, BLOCK_PIXELS):
-        pixel = one * part * part_size + start + tl.arange(0, BLOCK_PIXELS)[:, None]
+        pixel = one * part * part_size + start + of_positions(tl.arange(0, BLOCK_PIXELS))
         inside = pixel < end
         n, h, w = 0 * one, 0 * one, pixel
         if RANK > 1:
@@ -64,7 +71,7 @@ def sum_parts(
             mask = y + (n * y_stride_n + h * y_stride_h + w * y_stride_w)
             x = passing(x, tl.load(mask, inside, 0.0))
         total += widen(x)
-    total = narrow(tl.sum(total, 0, keep_dims=True), sums_ptr.dtype.element_ty)
+    total = narrow(tl.sum(total, POSITIONS, keep_dims=True), sums_ptr.dtype.element_ty)
     tl.store(sums_ptr + part.to(tl.int64) * channels + channel, total, exists)
 
 

@@ -33,7 +33,14 @@ from triton import Config
 
 from d2lops.ops._layout import empty, is_channels_last
 from d2lops.triton_kernels.arithmetic import narrow, widen
-from d2lops.triton_kernels.blocks import block_of_channels, power_of_two
+from d2lops.triton_kernels.blocks import (
+    POSITIONS,
+    block_of_channels,
+    of_channels,
+    of_positions,
+    power_of_two,
+    zeros,
+)
 from d2lops.triton_kernels.device import INTERPRETED
 from d2lops.triton_kernels.launch import launch, launch_fastest
 
@@ -105,8 +112,7 @@ def extent(
     return tl.maximum(seen, 1)
 
 
-# Tiles, of size (positions, channels), and what is computed on them. Where neither is known to be
-# side by side in memory, lanes are along the first.
+# Tiles, of positions and channels, and what is computed on them.
 
 
 @triton.jit
@@ -117,24 +123,24 @@ def tile_of(
 ):  # fmt: skip
     """Which image, channels, rows and columns a program has, and what there is of them.
 
-    Channels are the first one's number and, as a column, those from there on; EVEN says that all of
-    them exist. Where one does not, its place is taken by the last one that does, so that only
-    stores need to ask. `blocks` of positions make a plane.
+    Channels are the first one's number and those from there on, as numbers beyond it. EVEN says
+    that all of them exist; else the last one that does takes the place of those that do not, so
+    that only stores need to ask. `blocks` of positions make a plane.
     """
     program = tl.program_id(0)
     block = program % blocks
     channel_blocks = tl.cdiv(channels, BLOCK_CHANNELS)
     first = program // blocks % channel_blocks * BLOCK_CHANNELS
     image = (program // blocks // channel_blocks).to(tl.int64)
-    channel = tl.arange(0, BLOCK_CHANNELS)[None, :]
-    exists = tl.full((1, BLOCK_CHANNELS), True, tl.int1)
+    channel = of_channels(tl.arange(0, BLOCK_CHANNELS))
+    exists = of_channels(tl.full((BLOCK_CHANNELS,), True, tl.int1))
     if not EVEN:
         exists = channel < channels - first
         channel = tl.minimum(channel, channels - first - 1)
     if WIDE:
         block = block.to(tl.int64)
         channel = channel.to(tl.int64)
-    position = block * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)[:, None]
+    position = block * BLOCK_POSITIONS + of_positions(tl.arange(0, BLOCK_POSITIONS))
     row, column = position // columns, position % columns
     return image, first.to(tl.int64), channel, row, column, exists & (row < rows)
 
@@ -143,11 +149,6 @@ def tile_of(
 def planes(x_ptr, stride_n, stride_c, image, first, channel):
     """Where the planes of a tile's channels begin."""
     return x_ptr + image * stride_n + first * stride_c + channel * stride_c
-
-
-@triton.jit
-def zeros(x_ptr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
-    return widen(tl.zeros((HEIGHT, WIDTH), x_ptr.dtype.element_ty))
 
 
 @triton.jit
@@ -161,9 +162,9 @@ def maximum(best, where, x, tap):
 def largest(best, where):
     """What all lanes have seen: the same rule, but in integers, as maxima of floats drop NaNs."""
     is_nan = best != best
-    last_nan = tl.max(tl.where(is_nan, where, -1), 0, keep_dims=True)
-    most = tl.max(tl.where(is_nan, -INFINITY, best), 0, keep_dims=True)
-    first = tl.min(tl.where(best == most, where, 0x7FFFFFFF), 0, keep_dims=True)
+    last_nan = tl.max(tl.where(is_nan, where, -1), POSITIONS, keep_dims=True)
+    most = tl.max(tl.where(is_nan, -INFINITY, best), POSITIONS, keep_dims=True)
+    first = tl.min(tl.where(best == most, where, 0x7FFFFFFF), POSITIONS, keep_dims=True)
     has_nan = last_nan >= 0
     return tl.where(has_nan, float("nan"), most), tl.where(has_nan, last_nan, first)
 
@@ -213,7 +214,7 @@ def pool_small_windows(
     if argmax_ptr is not None:
         total -= INFINITY
         where = tl.maximum(-top, 0) * KERNEL_W + tl.maximum(-left, 0)
-        where = tl.broadcast_to(where.to(tl.int32), (BLOCK_POSITIONS, BLOCK_CHANNELS))
+        where = tl.where(total < 0, where.to(tl.int32), 0)  # a tile
     for i in tl.static_range(KERNEL_H):
         x_row = x + one * i * x_stride_h
         row_total = zeros(x_ptr, BLOCK_POSITIONS, BLOCK_CHANNELS)
@@ -269,7 +270,7 @@ def pool_windows(
     if argmax_ptr is not None:
         total -= INFINITY
         where = first_tap(tap_h, tap_w, down, across, kernel_w)
-        where = tl.broadcast_to(where, (BLOCK_POSITIONS, BLOCK_CHANNELS))
+        where = tl.where(total < 0, where, 0)  # a tile
     for i in range(most_h):
         row_total = zeros(x_ptr, BLOCK_POSITIONS, BLOCK_CHANNELS)
         for j in range(most_w):
@@ -324,10 +325,10 @@ def pool_large_windows(
     if argmax_ptr is not None:
         total -= INFINITY
         where = first_tap(tap_h, tap_w, down, across, kernel_w)
-        where = tl.broadcast_to(where, (BLOCK_TAPS, BLOCK_CHANNELS))
+        where = tl.where(total < 0, where, 0)  # a tile
     one = tl.full((), 1, tl.int64 if WIDE else tl.int32)
     for start in range(0, taps, BLOCK_TAPS):
-        number = one * start + tl.arange(0, BLOCK_TAPS)[:, None]
+        number = one * start + of_positions(tl.arange(0, BLOCK_TAPS))
         if ONE_ROW:
             i, j = 0 * number, number
         else:
@@ -352,7 +353,7 @@ def pool_large_windows(
         across = extent(
             column, width, columns, kernel_w, stride_w, left, right, COUNT_INCLUDE_PAD, ADAPTIVE
         )
-        total = tl.sum(total, 0, keep_dims=True)
+        total = tl.sum(total, POSITIONS, keep_dims=True)
         total = divided(total, down, across, DIVISOR)
     tl.store(y_ptr + place, narrow(total, y_ptr.dtype.element_ty), exists)
 
