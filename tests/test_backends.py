@@ -133,6 +133,7 @@ assert (x * 1 != 0).all() and 2.0**-1074 * 1.0 > 0
         assert run_python("-c", script, D2LOPS_CPU=library).returncode == 0
 
 
+@pytest.mark.skipif(backends.triton_version() is None, reason="there is no Triton")
 class TestBackend:
     X = torch.ones(3)
 
@@ -141,7 +142,7 @@ class TestBackend:
         with d2lops.backend("cpp"):
             F.dropout(self.X)
             with d2lops.backend("triton"):
-                with pytest.raises(NotImplementedError, match="no Triton kernels"):
+                with pytest.raises(NotImplementedError, match="Triton kernels run on GPUs"):
                     F.dropout(self.X)
                 with d2lops.backend("auto"):
                     F.dropout(self.X)
@@ -171,7 +172,7 @@ class TestBackend:
     def test_compiled_code_follows(self) -> None:
         compiled = torch.compile(F.dropout, backend="eager")
         compiled(self.X)
-        with d2lops.backend("triton"), pytest.raises(Exception, match="no Triton kernels"):
+        with d2lops.backend("triton"), pytest.raises(Exception, match="Triton kernels run on GPUs"):
             compiled(self.X)
         compiled(self.X)
 
@@ -189,7 +190,7 @@ class TestBackend:
         assert first_use(D2LOPS_BACKEND="").startswith("ran")
         output = first_use(D2LOPS_BACKEND="triton")
         assert output.startswith("NotImplementedError")
-        assert "unset D2LOPS_BACKEND" in output
+        assert "d2lops.backend('auto')" in output
         output = first_use(D2LOPS_BACKEND="cuda")
         assert output.startswith("ImportError ValueError")
         assert "D2LOPS_BACKEND='cuda': allowed are auto, cpp, triton" in output
@@ -226,9 +227,9 @@ class TestTF32:
         finally:
             switch.fp32_precision = before
 
-    @pytest.mark.parametrize("switches", backends._cpp_tf32)
+    @pytest.mark.parametrize("switches", backends._cpp.tf32)
     def test_is_for_the_operators_of_the_switch(self, switches: tuple[bool, bool]) -> None:
-        table = vars(backends._cpp_tf32[switches])
+        table = vars(backends._cpp.tf32[switches])
         allowed = {name for name, raw in table.items() if isinstance(raw, functools.partial)}
         assert {name.partition("_")[0] for name in allowed} == {
             prefix for prefix, on in zip(("linear", "corr2d"), switches, strict=True) if on
@@ -236,7 +237,9 @@ class TestTF32:
         assert "bias_grad" in table
 
     def test_goes_through_the_compiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(backends, "_table", {"cpu": backends._cpp_tf32[True, True]})
+        allowing = backends.Kernels()
+        allowing.plain = backends._cpp.tf32[True, True]
+        monkeypatch.setattr(backends, "_table", {"cpu": allowing})
         layers = torch.nn.Sequential(d2lops.nn.Conv2d(2, 3, 3), d2lops.nn.LinearReLU(4, 5))
         x = torch.randn(1, 2, 5, 6, requires_grad=True)
         expected = torch.autograd.grad(layers(x).sum(), x)
