@@ -752,6 +752,8 @@ def tile_of_taps(planes: Planes, positions: int, taps: int) -> Config:
     inside = planes.channels_inside()
     block = power_of_two(taps // 4, 32 if inside else 1024)
     channels = power_of_two(planes.channels, 2048 // max(block, 16))
+    if INTERPRETED:  # where a program takes long, whatever its size
+        return Config({"BLOCK_CHANNELS": power_of_two(planes.channels, 64), "BLOCK_TAPS": 512})
     while channels > 1 and planes.images * planes.channels * positions < 512 * channels:
         channels //= 2
     return Config({"BLOCK_CHANNELS": channels, "BLOCK_TAPS": max(block, 16)}, num_warps=4)
