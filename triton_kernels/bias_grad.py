@@ -1,4 +1,3 @@
-# ruff: noqa: N803 (what is known when a kernel is compiled has a name in capitals)
 """The gradient of a bias (D2L 5.1 and 7.2) in Triton: the sum of g, masked by the sign of y where a
 ReLU was fused, over every dimension but the second; of (N, C, H, W) images or (M, N) matrices.
 

@@ -28,7 +28,7 @@ def of_channels(x):
 
 
 @triton.jit
-def zeros(x_ptr, LANES: tl.constexpr, CHANNELS: tl.constexpr):  # noqa: N803
+def zeros(x_ptr, LANES: tl.constexpr, CHANNELS: tl.constexpr):
     """A tile for sums of such numbers."""
     if POSITIONS_FIRST:
         zero = tl.zeros((LANES, CHANNELS), x_ptr.dtype.element_ty)

@@ -1,4 +1,3 @@
-# ruff: noqa: N803 (what is known when a kernel is compiled has a name in capitals)
 """Pooling (D2L 7.5) in Triton: the maximum or the average of each window, and the adjoints.
 
     max              y[o] = max x[i],  argmax[o] = the tap of i in o  (first of equals, last NaN)
@@ -876,7 +875,8 @@ def adjoint(g: Tensor, x: Tensor, argmax: Tensor | None, windows: Windows) -> No
         if constants["PAIRS"]:
             stride = tuple(number // 2 for number in planes.strides[2])
             planes = planes._replace(strides=[*planes.strides[:2], stride])
-        configs = tiles(planes, rows * columns, x, 8, 4)
+        few = cells["COUNT_H"] * cells["COUNT_W"] <= 4  # windows, whose values lanes hold
+        configs = tiles(planes, rows * columns, x, *((8, 4) if few else (4,)))
         start(
             adjoint_of_small_windows, tensors, windows, planes, rows * columns, configs, **constants
         )
