@@ -1,0 +1,87 @@
+"""Images whose channels lie as the matrix products of corr2d want them.
+
+That is side by side, a multiple of 16 of them in each group (the others are zero), so that every
+row of a tile is made of whole packets of 16 bytes, and the compiler can tell. One pass over memory:
+a tile is read along whichever of pixels and channels is contiguous, turned in shared memory, and
+written along channels. A gradient is masked on the way.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton import Config
+
+from d2lops.ops._layout import empty
+from d2lops.triton_kernels.arithmetic import passing
+from d2lops.triton_kernels.device import INTERPRETED
+from d2lops.triton_kernels.launch import launch
+
+PACKET = 16  # numbers; what Triton asks of every stride, whatever the size of a number
+BLOCKS = {"BLOCK_P": 128, "BLOCK_C": 64} if INTERPRETED else {"BLOCK_P": 64, "BLOCK_C": 64}
+TILE = Config(BLOCKS, num_warps=4)
+
+
+@triton.jit
+def pack(
+    x_ptr, mask_ptr, packed_ptr,
+    width, pixels, channels, held, all_held,  # of a group, as read and as held, and of all groups
+    x_n, x_c, x_h, x_w,
+    mask_n, mask_c, mask_h, mask_w,
+    MASKED: tl.constexpr,
+    DENSE: tl.constexpr,  # whether rows of pixels follow upon another in x
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    pixel_blocks = tl.cdiv(pixels, BLOCK_P)
+    channel_blocks = tl.cdiv(all_held, BLOCK_C)
+    number = tl.program_id(0)
+    pixel = number % pixel_blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    number //= pixel_blocks
+    place = number % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    image = (number // channel_blocks).to(tl.int64)
+    channel = (place // held * channels + place % held).to(tl.int64)
+    there = (pixel < pixels)[:, None] & (place < all_held)[None, :]
+    inside = there & (place % held < channels)[None, :]
+    h, w = (pixel // width).to(tl.int64), (pixel % width).to(tl.int64)
+    row = pixel.to(tl.int64) * x_w if DENSE else h * x_h + w * x_w
+    x = tl.load(x_ptr + image * x_n + row[:, None] + (channel * x_c)[None, :], inside, 0.0)
+    if MASKED:
+        row = h * mask_h + w * mask_w
+        mask_at = mask_ptr + image * mask_n + row[:, None] + (channel * mask_c)[None, :]
+        x = passing(x, tl.load(mask_at, inside, 0.0))
+    at = (image * pixels + pixel)[:, None] * all_held + place[None, :]
+    tl.store(packed_ptr + at, x, there)
+
+
+def strides(x: Tensor) -> tuple[int, ...]:
+    """With 0 for a dimension of one element, so that a stride that means nothing is of no harm."""
+    return tuple(0 if size == 1 else s for size, s in zip(x.shape, x.stride(), strict=True))
+
+
+def is_packed(x: Tensor, groups: int) -> bool:
+    n, c, h, w = strides(x)
+    numbers = (n, h, w, x.storage_offset(), x.size(1) // groups)
+    return c == 1 and all(number % PACKET == 0 for number in numbers)
+
+
+def packed(x: Tensor, groups: int, mask: Tensor | None = None) -> Tensor:
+    """A copy of an image (or weight) so laid out, with the channels that are held."""
+    images, all_channels, height, width = x.shape
+    channels = all_channels // groups
+    held = triton.cdiv(channels, PACKET) * PACKET
+    result = empty(x, (images, groups * held, height, width), channels_last=True)
+    if result.numel() == 0:
+        return result
+    y = x if mask is None else mask
+    pixels = height * width
+    blocks = triton.cdiv(pixels, TILE.kwargs["BLOCK_P"])
+    blocks *= triton.cdiv(groups * held, TILE.kwargs["BLOCK_C"])
+    launch(
+        pack,
+        (images * blocks,),
+        *(x, y, result, width, pixels, channels, held, groups * held),
+        *(*strides(x), *strides(y)),
+        config=TILE,
+        MASKED=mask is not None,
+        DENSE=height == 1 or x.stride(2) == width * x.stride(3),
+    )
+    return result

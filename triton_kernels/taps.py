@@ -1,0 +1,77 @@
+"""Where the windows of a correlation lie: the arithmetic that all kernels of corr2d share.
+
+With s the stride, d the dilation and p the padding before, tap r of output a lies at input
+
+    h = a s + r d - p.
+
+Kernels write a plane, whose positions are a, and read another one at the taps of each position.
+Forward that is as above. For the input gradient, positions are inputs h, and tap r meets output
+(h + p - r d) / s, where that is an integer. So positions are sorted by their phase, h mod s: with
+h = phase + a s, the taps of a phase are first, first + tap, first + 2 tap, ... and what they meet is
+shift + a, shift + image + a, shift + 2 image + a, ... with tap = s / gcd(s, d), image = -d / gcd.
+So no tap is visited in vain, and forward is the case of one phase, with positions s apart.
+"""
+
+import math
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+
+class Axis(NamedTuple):
+    """One axis of a correlation, as kernels take it, in this order."""
+
+    phases: int  # the positions written, sorted by phase
+    positions: int  # in the first phase, which has the most
+    apart: int  # in the plane that is written
+    stride: int  # in the plane that is read
+    kernel: int
+    padding: int
+    dilation: int
+    tap: int
+    image: int
+
+
+def forward_axis(size: int, kernel: int, stride: int, padding: int, dilation: int) -> Axis:
+    """For `size` outputs."""
+    return Axis(1, size, 1, stride, kernel, padding, dilation, 1, dilation)
+
+
+def adjoint_axis(size: int, kernel: int, stride: int, padding: int, dilation: int) -> Axis:
+    """For `size` inputs."""
+    common = math.gcd(stride, dilation)
+    phases = min(stride, size)
+    positions = triton.cdiv(size, stride)
+    tap, image = stride // common, -dilation // common
+    return Axis(phases, positions, stride, 1, kernel, padding, dilation, tap, image)
+
+
+@triton.jit
+def taps_of(phase, stride, kernel, padding, dilation, tap, ADJOINT: tl.constexpr):  # noqa: N803
+    """First tap that meets the positions of a phase, how many do, and what the first one meets."""
+    if ADJOINT:
+        first = tl.cast(kernel, tl.int32)
+        for r in range(tl.minimum(tl.cast(tap, tl.int32), first)):
+            met = (phase.to(tl.int64) + padding - r * dilation) % stride == 0
+            first = tl.where(met, r, first)
+        shift = (phase.to(tl.int64) + padding - first * dilation) // stride
+        return first, (kernel - first + tap - 1) // tap, shift.to(tl.int32)
+    none = tl.full((), 0, tl.int32)
+    return none, none + kernel, none - padding
+
+
+@triton.jit
+def places(first, height, width, BLOCK: tl.constexpr):  # noqa: N803
+    """Image, row and column of BLOCK positions from number `first` on, in planes of that size."""
+    plane = height * width
+    image = first // plane
+    number = (first - image * plane).to(tl.int32) + tl.arange(0, BLOCK)
+    rest = number % plane
+    return image + number // plane, rest // width, rest % width
+
+
+@triton.jit
+def within(position, size):
+    """0 <= position < size, in one comparison."""
+    return position.to(tl.uint32, bitcast=True) < size
