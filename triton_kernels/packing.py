@@ -72,6 +72,10 @@ def packed(x: Tensor, groups: int, mask: Tensor | None = None) -> Tensor:
     if result.numel() == 0:
         return result
     y = x if mask is None else mask
+    n, c, h, w = strides(x)
+    dense = height == 1 or width == 1 or h == width * w
+    if dense and width == 1:
+        w = h  # from each pixel to the next
     pixels = height * width
     blocks = triton.cdiv(pixels, TILE.kwargs["BLOCK_P"])
     blocks *= triton.cdiv(groups * held, TILE.kwargs["BLOCK_C"])
@@ -79,9 +83,9 @@ def packed(x: Tensor, groups: int, mask: Tensor | None = None) -> Tensor:
         pack,
         (images * blocks,),
         *(x, y, result, width, pixels, channels, held, groups * held),
-        *(*strides(x), *strides(y)),
+        *(n, c, h, w, *strides(y)),
         config=TILE,
         MASKED=mask is not None,
-        DENSE=height == 1 or x.stride(2) == width * x.stride(3),
+        DENSE=dense,
     )
     return result
