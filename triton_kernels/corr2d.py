@@ -41,11 +41,12 @@ from d2lops.triton_kernels.depthwise import (
     corr2d_direct,
     corr2d_few_channels,
     corr2d_weight_grad_direct,
+    store,
 )
 from d2lops.triton_kernels.device import device_of
 from d2lops.triton_kernels.launch import launch, launch_fastest
 from d2lops.triton_kernels.packing import is_packed, packed, strides
-from d2lops.triton_kernels.product import finished, multiply, precision, tile_at
+from d2lops.triton_kernels.product import multiply, precision, tile_at
 from d2lops.triton_kernels.taps import Axis, adjoint_axis, forward_axis, places, taps_of, within
 
 
@@ -63,6 +64,8 @@ def corr2d_product(
     ADJOINT: tl.constexpr, MASKED: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr,
     INSIDE: tl.constexpr,  # whether no tap is ever in the padding
     EVEN: tl.constexpr,  # whether blocks divide the depth
+    PHASES: tl.constexpr,  # whether there are more than one
+    TURNED: tl.constexpr,  # whether tiles are stored along positions
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -83,14 +86,15 @@ def corr2d_product(
         phase_w, apart_w, kernel_w, left, dilation_w, tap_w, ADJOINT
     )
 
-    # Rows and columns beyond the last are looked up like the last, and not stored.
+    # Rows beyond the last image, and columns beyond the last, are looked up like others, and not
+    # stored: that is less work than a mask, and a remainder is as contiguous as what it is of.
     first = row.to(tl.int64) * BLOCK_M
-    image, a, b = places(first, positions_h, positions_w, BLOCK_M)
+    image, place = places(first, positions_h * positions_w, BLOCK_M)
     image = tl.minimum(image, images - 1)
-    h = a * stride_h + shift_h
-    w = b * stride_w + shift_w
+    h = place // positions_w * stride_h + shift_h
+    w = place % positions_w * stride_w + shift_w
     k = tl.arange(0, BLOCK_K)
-    n = tl.minimum(column * BLOCK_N + tl.arange(0, BLOCK_N), columns - 1).to(tl.int64)
+    n = ((column * BLOCK_N + tl.arange(0, BLOCK_N)) % columns).to(tl.int64)
     x_row = image * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w + group * depth * x_c
     x_offsets = x_row[:, None] + (k.to(tl.int64) * x_c)[None, :]
     weight_row = first_h.to(tl.int64) * weight_h + first_w.to(tl.int64) * weight_w
@@ -141,30 +145,36 @@ def corr2d_product(
         bias = tl.load(bias_ptr + channel * bias_stride, n < columns, 0.0)
     else:
         bias = tl.zeros((BLOCK_N,), y_ptr.dtype.element_ty)
-    image, a, b = places(first, positions_h, positions_w, BLOCK_M)
-    h = phase_h + a * apart_h
-    w = phase_w + b * apart_w
-    inside = (image < images) & (h < y_height) & (w < y_width)
-    y_row = image * y_n + h.to(tl.int64) * y_h + w.to(tl.int64) * y_w
-    y_at = y_ptr + y_row[:, None] + (channel * y_c)[None, :]
-    y = finished(sums, bias[None, :], RELU, y_ptr.dtype.element_ty)
-    tl.store(y_at, y, inside[:, None] & (n < columns)[None, :])
+    image, place = places(first, positions_h * positions_w, BLOCK_M)
+    inside = image < images
+    y_row = image * y_n
+    if PHASES:
+        h = phase_h + place // positions_w * apart_h
+        w = phase_w + place % positions_w * apart_w
+        inside = inside & (h < y_height) & (w < y_width)
+        y_row += h.to(tl.int64) * y_h + w.to(tl.int64) * y_w
+    else:
+        y_row += place.to(tl.int64) * y_w
+    store(y_ptr, sums, bias, y_row, channel * y_c, inside, n < columns, RELU, TURNED)
 
 
 @triton.jit
 def corr2d_weight_grad_product(
     g_ptr, mask_ptr, x_ptr, sums_ptr,
     images, g_height, g_width, rows,  # g, with so many channels in a group
-    x_height, x_width, channels, columns,  # x likewise, and times the taps
+    x_height, x_width, channel_packets,  # x likewise, but in packets
     groups, parts,
-    kernel_w, stride_h, stride_w, top, left, dilation_h, dilation_w,
+    kernel_w, taps, stride_h, stride_w, top, left, dilation_h, dilation_w,
     box_h, box_w,  # times BLOCK_K / (box_h box_w) images
-    g_n, g_c, g_h, g_w,
-    x_n, x_c, x_h, x_w,
+    g_n, g_h, g_w,
+    x_packets_n, x_packets_h, x_packets_w,
+    PACKET: tl.constexpr,
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    channels = channel_packets * PACKET
+    columns = taps * channels
     row_tiles = tl.cdiv(rows, BLOCK_M)
     tiles = row_tiles * tl.cdiv(columns, BLOCK_N)
     number = tl.program_id(0)
@@ -179,18 +189,21 @@ def corr2d_weight_grad_product(
     image = k // (box_h * box_w)
     a = k // box_w % box_h
     b = k % box_w
-    m = tl.minimum(row * BLOCK_M + tl.arange(0, BLOCK_M), rows - 1)
-    n = tl.minimum(column * BLOCK_N + tl.arange(0, BLOCK_N), columns - 1)
+    m = (row * BLOCK_M + tl.arange(0, BLOCK_M)) % rows
+    n = (column * BLOCK_N + tl.arange(0, BLOCK_N)) % columns
     tap = n // channels
     h = a * stride_h
     w = b * stride_w
     tap_h = tap // kernel_w * dilation_h - top
     tap_w = tap % kernel_w * dilation_w - left
     g_row = image.to(tl.int64) * g_n + a.to(tl.int64) * g_h + b.to(tl.int64) * g_w
-    g_offsets = g_row[:, None] + ((group * rows + m) * g_c)[None, :]
+    g_offsets = g_row[:, None] + (group * rows + m)[None, :]
+    x_n = tl.cast(x_packets_n, tl.int64) * PACKET
+    x_h = tl.cast(x_packets_h, tl.int64) * PACKET
+    x_w = tl.cast(x_packets_w, tl.int64) * PACKET
     x_row = image.to(tl.int64) * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w
     x_column = tap_h.to(tl.int64) * x_h + tap_w.to(tl.int64) * x_w
-    x_column += (group * channels + n % channels) * x_c
+    x_column += group * channels + n % channels
     x_offsets = x_row[:, None] + x_column[None, :]
 
     # The boxes of this part: as many as of any other, or one less.
@@ -364,19 +377,26 @@ def _write_image(
             **flags,
         )
     elif depth < FEW and not adjoint:
-        block_m = blocked(columns, 64)
+        held = blocked(depth, FEW, 1)
+        if depth != held or not x.is_contiguous(memory_format=torch.channels_last):
+            x = packed(x, groups, packet=held)
+        weight = packed(weight, 1, packet=held)
+        block_n = blocked(columns, 64)
+        block_k = blocked(held * axes[0].kernel * axes[1].kernel, 64 if x.element_size() == 2 else 32 if x.element_size()==4 else 16)
         config = Config(
-            {"BLOCK_M": block_m, "BLOCK_N": 128, "BLOCK_K": 32}, num_warps=4, num_stages=2
+            {"BLOCK_M": 128, "BLOCK_N": block_n, "BLOCK_K": block_k}, num_warps=4, num_stages=3
         )
         tiles = triton.cdiv(images * axes[0].positions * axes[1].positions, 128)
         launch(
             corr2d_few_channels,
-            (tiles * triton.cdiv(columns, block_m) * groups,),
-            *(x, weight, bias, y, *sizes, depth, columns, axes[1].kernel),
-            *(axes[0].kernel * axes[1].kernel, axes[0].stride, axes[1].stride),
+            (tiles * triton.cdiv(columns, block_n) * groups,),
+            *(x, weight, bias, y, *sizes, columns, groups),
+            *(axes[1].kernel, axes[0].kernel * axes[1].kernel, axes[0].stride, axes[1].stride),
             *(axes[0].padding, axes[1].padding, axes[0].dilation, axes[1].dilation),
-            *(*strides(x), *strides(weight), bias.stride(0), *strides(y)),
+            *(bias.stride(0), y.stride(0), y.stride(1), y.stride(3)),
             config=config,
+            HELD=held,
+            TURNED=y.stride(1) != 1,
             PRECISION=kind,
             **flags,
         )
@@ -402,12 +422,14 @@ def _write_image(
                 (tiles,),
                 *(x, x if mask is None else mask, weight, bias, y, *sizes, depth, columns, groups),
                 *(*axes[0], *axes[1], *strides(x)),
-                *(*_weight_strides(weight, groups, adjoint), bias.stride(0), *strides(y)),
+                *(*_weight_strides(weight, groups, adjoint), bias.stride(0), *y.stride()),
                 config=config,
                 ADJOINT=adjoint,
                 MASKED=mask is not None,
                 INSIDE=inside,
                 EVEN=depth % k == 0,
+                PHASES=axes[0].apart * axes[1].apart > 1,
+                TURNED=y.stride(1) != 1,
                 PRECISION=kind,
                 **flags,
             )
@@ -464,8 +486,11 @@ def corr2d_weight_grad(
     else:
         if not is_packed(g, groups) or (y is not None and strides(y) != strides(g)):
             g, y = packed(g, groups, y), None
-        if channels >= FEW and not is_packed(x, groups):
-            x = packed(x, groups)
+        packet = blocked(channels, FEW, 1)
+        if packet == FEW:
+            x = x if is_packed(x, groups) else packed(x, groups)
+        elif channels != packet or not x.is_contiguous(memory_format=torch.channels_last):
+            x = packed(x, groups, packet=packet)
         held_rows, held = g.size(1) // groups, x.size(1) // groups
         columns = held * taps
         block_k = 64 if g.element_size() == 2 else 32 if g.element_size() == 4 else 16
@@ -476,6 +501,9 @@ def corr2d_weight_grad(
         parts = max(1, min(triton.cdiv(264, tiles), boxes // 4))
         sums = g.new_empty((parts, groups * held_rows, columns), dtype=sum_type)
         kind = precision(g, tf32)
+        g_n, _, g_h, g_w = strides(g)
+        x_n, _, x_h, x_w = strides(x)
+        x_strides = (x_n, x_h, x_w)
         tile = 128 if g.element_size() == 2 else 64
         configs = [
             Config(
@@ -493,9 +521,10 @@ def corr2d_weight_grad(
                 corr2d_weight_grad_product,
                 (tiles * parts,),
                 *(g, g if y is None else y, x, sums, images, *size, held_rows),
-                *(*x.shape[2:], held, columns, groups, parts, width, *steps, *box[1:]),
-                *(*strides(g), *strides(x)),
+                *(*x.shape[2:], held // packet, groups, parts, width, taps, *steps, *box[1:]),
+                *(g_n, g_h, g_w, *(s // packet for s in x_strides)),
                 config=config,
+                PACKET=packet,
                 MASKED=y is not None,
                 PRECISION=kind,
             )

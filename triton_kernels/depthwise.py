@@ -22,8 +22,26 @@ from d2lops.triton_kernels.arithmetic import passing, widen
 from d2lops.triton_kernels.device import INTERPRETED
 from d2lops.triton_kernels.launch import launch, launch_fastest
 from d2lops.triton_kernels.packing import strides
-from d2lops.triton_kernels.product import finished, multiply
+from d2lops.triton_kernels.product import finished, multiply, tile_at
 from d2lops.triton_kernels.taps import Axis, places, taps_of, within
+
+
+@triton.jit
+def store(
+    y_ptr, sums, bias, y_row, y_column, row_inside, column_inside,
+    RELU: tl.constexpr,
+    TURNED: tl.constexpr,  # whether along rows, which are positions, and not along channels
+):  # fmt: skip
+    """A tile of a product, finished."""
+    dtype = y_ptr.dtype.element_ty
+    if TURNED:
+        y = finished(tl.trans(sums), bias[:, None], RELU, dtype)
+        at = y_ptr + y_column[:, None] + y_row[None, :]
+        tl.store(at, y, column_inside[:, None] & row_inside[None, :])
+    else:
+        y = finished(sums, bias[None, :], RELU, dtype)
+        at = y_ptr + y_row[:, None] + y_column[None, :]
+        tl.store(at, y, row_inside[:, None] & column_inside[None, :])
 
 
 @triton.jit
@@ -60,7 +78,8 @@ def corr2d_direct(
 
     there = channel < columns * groups
     group = (channel // columns).to(tl.int64)
-    image, a, b = places(first, positions_h, positions_w, BLOCK_P)
+    image, place = places(first, positions_h * positions_w, BLOCK_P)
+    a, b = place // positions_w, place % positions_w
     h = a * stride_h + shift_h
     w = b * stride_w + shift_w
     h64, w64 = h.to(tl.int64), w.to(tl.int64)
@@ -108,62 +127,55 @@ def corr2d_direct(
 @triton.jit
 def corr2d_few_channels(
     x_ptr, weight_ptr, bias_ptr, y_ptr,
-    images, x_height, x_width, y_height, y_width, depth, columns, taps_w, taps,
-    stride_h, stride_w, top, left, dilation_h, dilation_w,
-    x_n, x_c, x_h, x_w,
-    weight_column, weight_depth, weight_h, weight_w,
-    bias_stride,
-    y_n, y_c, y_h, y_w,
-    BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
+    images, x_height, x_width, y_height, y_width,
+    columns, groups,  # channels of a group that are written
+    kernel_w, taps, stride_h, stride_w, top, left, dilation_h, dilation_w,
+    bias_stride, y_n, y_c, y_w,
+    HELD: tl.constexpr,  # channels of a group that are read
+    BIAS: tl.constexpr, RELU: tl.constexpr, TURNED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Rows are channels that are written, and columns are positions, which are the contiguous ones
-    in most images of few channels."""
     count = tl.cast(images, tl.int64) * y_height * y_width
-    blocks = tl.cdiv(count, BLOCK_N).to(tl.int32)
-    channel_blocks = tl.cdiv(columns, BLOCK_M)
+    rows = tl.cdiv(count, BLOCK_M).to(tl.int32)
+    tiles = rows * tl.cdiv(columns, BLOCK_N)
     number = tl.program_id(0)
-    block = number % channel_blocks
-    number //= channel_blocks
-    first = (number % blocks).to(tl.int64) * BLOCK_N
-    group = (number // blocks).to(tl.int64)
-    # Rows and columns beyond the last are looked up like the last, and not stored.
-    m = tl.minimum(block * BLOCK_M + tl.arange(0, BLOCK_M), columns - 1)
-    image, a, b = places(first, y_height, y_width, BLOCK_N)
+    row, column = tile_at(number % tiles, rows, tl.cdiv(columns, BLOCK_N))
+    group = (number // tiles).to(tl.int64)
+    first = row.to(tl.int64) * BLOCK_M
+    image, place = places(first, y_height * y_width, BLOCK_M)
     image = tl.minimum(image, images - 1)
-    h = a * stride_h - top
-    w = b * stride_w - left
-    x_place = image * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w + group * depth * x_c
-    weight_place = (group * columns + m) * weight_column
+    h = place // y_width * stride_h - top
+    w = place % y_width * stride_w - left
+    n = ((column * BLOCK_N + tl.arange(0, BLOCK_N)) % columns).to(tl.int64)
+    x_w = tl.cast(groups * HELD, tl.int64)
+    x_h = x_width * x_w
+    x_row = (image * x_height + h) * x_h + w * x_w + group * HELD
+    weight_row = (group * columns + n) * (taps * HELD)
     sum_type = tl.float64 if y_ptr.dtype.element_ty == tl.float64 else tl.float32
     sums = tl.zeros((BLOCK_M, BLOCK_N), sum_type)
-    for start in range(0, depth * taps, BLOCK_K):
+    for start in range(0, taps * HELD, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        tap = k % taps
-        c = (k // taps).to(tl.int64)
-        r, s = tap // taps_w, tap % taps_w
-        down, across = r * dilation_h, s * dilation_w
-        x_step = down.to(tl.int64) * x_h + across.to(tl.int64) * x_w + c * x_c
-        weight_step = r.to(tl.int64) * weight_h + s.to(tl.int64) * weight_w + c * weight_depth
-        inside = within(down[:, None] + h[None, :], x_height)
-        inside = inside & within(across[:, None] + w[None, :], x_width)
-        inside = inside & (k < depth * taps)[:, None]
-        x = tl.load(x_ptr + x_step[:, None] + x_place[None, :], inside, 0.0)
-        weight_at = weight_ptr + weight_place[:, None] + weight_step[None, :]
-        weight = tl.load(weight_at, (k < depth * taps)[None, :], 0.0)
-        sums = multiply(weight, x, sums, PRECISION)
+        tap = k // HELD
+        down = tap // kernel_w * dilation_h
+        across = tap % kernel_w * dilation_w
+        x_column = down * x_h + across * x_w + k % HELD
+        inside = within(h[:, None] + down[None, :], x_height)
+        inside = inside & within(w[:, None] + across[None, :], x_width)
+        inside = inside & (tap < taps)[None, :]
+        x = tl.load(x_ptr + x_row[:, None] + x_column[None, :], inside, 0.0)
+        weight_at = weight_ptr + k[:, None] + weight_row[None, :]
+        weight = tl.load(weight_at, (tap < taps)[:, None], 0.0)
+        sums = multiply(x, weight, sums, PRECISION)
 
-    m = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    channel = group * columns + m
+    n = column * BLOCK_N + tl.arange(0, BLOCK_N)
+    channel = group * columns + n
     if BIAS:
-        bias = tl.load(bias_ptr + channel * bias_stride, m < columns, 0.0)
+        bias = tl.load(bias_ptr + channel * bias_stride, n < columns, 0.0)
     else:
-        bias = tl.zeros((BLOCK_M,), y_ptr.dtype.element_ty)
-    image, a, b = places(first, y_height, y_width, BLOCK_N)
-    y_place = image * y_n + a.to(tl.int64) * y_h + b.to(tl.int64) * y_w
-    y = finished(sums, bias[:, None], RELU, y_ptr.dtype.element_ty)
-    inside = (m < columns)[:, None] & (image < images)[None, :]
-    tl.store(y_ptr + (channel * y_c)[:, None] + y_place[None, :], y, inside)
+        bias = tl.zeros((BLOCK_N,), y_ptr.dtype.element_ty)
+    image, place = places(first, y_height * y_width, BLOCK_M)
+    y_row = image * y_n + place.to(tl.int64) * y_w
+    store(y_ptr, sums, bias, y_row, channel * y_c, image < images, n < columns, RELU, TURNED)
 
 
 @triton.jit
@@ -203,7 +215,8 @@ def corr2d_weight_grad_direct(
     sums = tl.zeros((BLOCK_C, BLOCK_T, BLOCK_P), sums_ptr.dtype.element_ty)
     for block in range(tl.cdiv(end - begin, BLOCK_P).to(tl.int32)):
         first = begin + block * BLOCK_P
-        image, a, b = places(first, g_height, g_width, BLOCK_P)
+        image, place = places(first, g_height * g_width, BLOCK_P)
+        a, b = place // g_width, place % g_width
         present = (first + tl.arange(0, BLOCK_P) < end)[None, :]
         inside = (channel < rows * groups)[:, None] & present
         place = image * g_n + a.to(tl.int64) * g_h + b.to(tl.int64) * g_w

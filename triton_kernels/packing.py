@@ -63,11 +63,11 @@ def is_packed(x: Tensor, groups: int) -> bool:
     return c == 1 and all(number % PACKET == 0 for number in numbers)
 
 
-def packed(x: Tensor, groups: int, mask: Tensor | None = None) -> Tensor:
+def packed(x: Tensor, groups: int, mask: Tensor | None = None, packet: int = PACKET) -> Tensor:
     """A copy of an image (or weight) so laid out, with the channels that are held."""
     images, all_channels, height, width = x.shape
     channels = all_channels // groups
-    held = triton.cdiv(channels, PACKET) * PACKET
+    held = triton.cdiv(channels, packet) * packet
     result = empty(x, (images, groups * held, height, width), channels_last=True)
     if result.numel() == 0:
         return result

@@ -7,8 +7,9 @@ With s the stride, d the dilation and p the padding before, tap r of output a li
 Kernels write a plane, whose positions are a, and read another one at the taps of each position.
 Forward that is as above. For the input gradient, positions are inputs h, and tap r meets output
 (h + p - r d) / s, where that is an integer. So positions are sorted by their phase, h mod s: with
-h = phase + a s, the taps of a phase are first, first + tap, first + 2 tap, ... and what they meet is
-shift + a, shift + image + a, shift + 2 image + a, ... with tap = s / gcd(s, d), image = -d / gcd.
+h = phase + a s, the taps of a phase are first, first + tap, first + 2 tap, ... and what they meet
+is shift + a, shift + image + a, shift + 2 image + a, ..., where tap = s / gcd(s, d) and image =
+-d / gcd(s, d).
 So no tap is visited in vain, and forward is the case of one phase, with positions s apart.
 """
 
@@ -62,13 +63,11 @@ def taps_of(phase, stride, kernel, padding, dilation, tap, ADJOINT: tl.constexpr
 
 
 @triton.jit
-def places(first, height, width, BLOCK: tl.constexpr):  # noqa: N803
-    """Image, row and column of BLOCK positions from number `first` on, in planes of that size."""
-    plane = height * width
+def places(first, plane, BLOCK: tl.constexpr):  # noqa: N803
+    """Images, and places in their planes, of BLOCK positions from number `first` on."""
     image = first // plane
     number = (first - image * plane).to(tl.int32) + tl.arange(0, BLOCK)
-    rest = number % plane
-    return image + number // plane, rest // width, rest % width
+    return image + number // plane, number % plane
 
 
 @triton.jit
