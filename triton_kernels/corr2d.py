@@ -190,11 +190,12 @@ def corr2d_weight_grad_product(
     a = k // box_w % box_h
     b = k % box_w
     m = (row * BLOCK_M + tl.arange(0, BLOCK_M)) % rows
-    n = (column * BLOCK_N + tl.arange(0, BLOCK_N)) % columns
+    n = column * BLOCK_N + tl.arange(0, BLOCK_N)
     tap = n // channels
     h = a * stride_h
     w = b * stride_w
-    tap_h = tap // kernel_w * dilation_h - top
+    # Taps beyond the last are far outside of every image.
+    tap_h = tl.where(tap < taps, tap // kernel_w * dilation_h - top, -(2**31))
     tap_w = tap % kernel_w * dilation_w - left
     g_row = image.to(tl.int64) * g_n + a.to(tl.int64) * g_h + b.to(tl.int64) * g_w
     g_offsets = g_row[:, None] + (group * rows + m)[None, :]
