@@ -12,7 +12,7 @@ CSRC := $(call find_cpp,csrc)
 LINTED := $(CSRC) $(call find_cpp,tests)
 
 .PHONY: venv bench test lint format clean
-.PHONY: gpu gpu-build gpu-test gpu-sanitize gpu-bench memcheck racecheck initcheck
+.PHONY: gpu gpu-build gpu-test gpu-triton gpu-sanitize gpu-bench memcheck racecheck initcheck
 
 venv: .venv/installed
 
@@ -32,19 +32,22 @@ bench: venv
 test: venv
 	$(BIN)/python -m pytest
 
-# With a GPU, offline and with what $(PYTHON) has: builds, and then tests, sanitizes and measures,
-# each within its time and whether or not the others failed. Logs go where the results go.
+# With a GPU, offline and with what $(PYTHON) has: builds, and then tests, with either backend,
+# sanitizes and measures, each within its time and whether or not the others failed. Logs go where
+# the results go.
 LOGS = $(or $(RESULTS),build/gpu)
 WITHIN = timeout --signal=INT --kill-after=20
 # For tests side by side, and against tests that hang, if pytest has those plugins.
 PLUGINS = $(shell $(PYTHON) -c 'from importlib.util import find_spec as has; print( \
-	"-n auto --dist worksteal" if has("xdist") else "", \
+	"-n logical --maxprocesses 8 --dist worksteal" if has("xdist") else "", \
 	"--timeout 90 --timeout-method thread" if has("pytest_timeout") else "")')
 SANITIZER = PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(WITHIN) 120 compute-sanitizer --error-exitcode 1
 gpu-%: export PYTHONUNBUFFERED = 1
 
-gpu:
-	$(MAKE) --keep-going --jobs=1 gpu-test gpu-sanitize gpu-bench
+# What is not timed runs side by side.
+gpu: gpu-build
+	$(MAKE) --keep-going --jobs=3 --output-sync gpu-test gpu-triton gpu-sanitize; tested=$$?; \
+		$(MAKE) gpu-bench && exit $$tested
 
 gpu-build:
 	mkdir -p $(LOGS)
@@ -54,6 +57,13 @@ gpu-build:
 gpu-test: gpu-build
 	D2LOPS_TEST_DEVICE=cuda OMP_NUM_THREADS=1 $(WITHIN) 180 \
 		$(PYTHON) -m pytest $(PLUGINS) --tb=short --durations=10 2>&1 | tee $(LOGS)/test.log
+
+# First configurations: to find the fastest of several for each size would take longer than to test.
+gpu-triton: gpu-build
+	D2LOPS_TEST_DEVICE=cuda D2LOPS_BACKEND=triton D2LOPS_TRITON_TUNE=0 OMP_NUM_THREADS=1 \
+		$(WITHIN) 180 $(PYTHON) -m pytest $(PLUGINS) --tb=short --durations=10 \
+		tests/test_corr2d.py tests/test_dropout.py tests/test_linear_relu.py tests/test_pool2d.py \
+		2>&1 | tee $(LOGS)/triton.log
 
 gpu-sanitize: gpu-build
 	$(MAKE) --keep-going --jobs=3 --output-sync memcheck racecheck initcheck 2>&1 | \

@@ -71,11 +71,11 @@ def run(cases: list[Case], console: Console) -> Run:
 
 
 def _row(case: Case, mode: str) -> Row:
-    if on_gpu() and not case.quick:  # compilation takes longer than all the rest
+    if on_gpu() and not case.quick:  # compilation takes longer than all the rest, Triton's too
         return measure(case, mode, not_compiled="")
     with tf32_allowed(case.tf32):
         rival = compiled(case, mode)
-    return measure(case, mode, *rival)
+    return measure(case, mode, *rival, triton=on_gpu())
 
 
 def _print_progress(console: Console, name: str, row: Row) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import d2lops
 from benchmarks.case import FORWARD, Arguments, Case, short, tf32_allowed
 from benchmarks.clock import Clock, calls_for, gpu_clock, wall_clock
 from benchmarks.device import on_gpu
@@ -39,6 +40,9 @@ class Row:
         ours_error: largest error against float64, of the output or, in training, of the gradient
             with the largest `error`; absent for float64.
         error: ours_error / torch_error; absent also where torch makes no error.
+        triton_seconds: on a GPU, of the same functions with the Triton kernels, where `ours` are
+            the CUDA ones; the other `triton_...` likewise, over torch.
+        no_triton: why they could not be measured.
     """
 
     operator: str
@@ -66,6 +70,11 @@ class Row:
     ours_error: float | None
     torch_error: float | None
     error: float | None
+    triton_seconds: float | None = None
+    triton_speedup: float | None = None
+    triton_spread: float | None = None
+    triton_error: float | None = None
+    no_triton: str = ""
 
 
 def measure(
@@ -73,24 +82,37 @@ def measure(
     mode: str,
     compiled: Callable[..., Tensor] | None = None,
     not_compiled: str = "torch.compile was not asked for",
+    triton: bool = False,
 ) -> Row:
     with tf32_allowed(case.tf32):
-        return _measure(case, mode, compiled, not_compiled)
+        return _measure(case, mode, compiled, not_compiled, triton)
 
 
 def _measure(
-    case: Case, mode: str, compiled: Callable[..., Tensor] | None, not_compiled: str
+    case: Case,
+    mode: str,
+    compiled: Callable[..., Tensor] | None,
+    not_compiled: str,
+    triton: bool,
 ) -> Row:
-    sides = [case.ours, case.theirs] + [compiled] * (compiled is not None)
+    triton_error, no_triton = _try_triton(case, mode) if triton else (None, "")
+    sides = {"ours": case.ours, "torch": case.theirs}
+    if triton and not no_triton:
+        sides["triton"] = case.ours
+    if compiled:
+        sides["compiled"] = compiled
     pool = [case.arguments(mode) for _ in range(POOL)]
     clock = gpu_clock if on_gpu() and not case.python_counts else wall_clock
     # A GPU that only the wall clock watches has to be kept busy for longer than it takes to start.
     seconds = 0.05 if on_gpu() and case.python_counts else 0.01
-    times = _times_in_turns(
-        [clock(call, [(function, arguments) for arguments in pool]) for function in sides], seconds
-    )
-    seconds, torch_seconds, *compiled_seconds = map(statistics.median, times)
-    ours_spread, torch_spread, *compiled_spread = map(_spread, times)
+    clocks = [clock(call, [(f, arguments) for arguments in pool]) for f in sides.values()]
+    if "triton" in sides:
+        place = list(sides).index("triton")
+        clocks[place] = _with_triton(clocks[place])
+    times = dict(zip(sides, _times_in_turns(clocks, seconds), strict=True))
+    medians = {side: statistics.median(of_side) for side, of_side in times.items()}
+    spreads = {side: _spread(of_side) for side, of_side in times.items()}
+    ours, theirs = medians["ours"], medians["torch"]
     work = case.work(mode)
     least, limited_by = least_seconds(work, case.dtype, case.tf32)
     ours_kept, torch_kept, outputs = _kept(case, mode)
@@ -103,25 +125,48 @@ def _measure(
         layout=case.layout,
         mode=mode,
         threads=torch.get_num_threads(),
-        ours_seconds=seconds,
-        torch_seconds=torch_seconds,
-        compiled_seconds=compiled_seconds[0] if compiled else None,
-        speedup=torch_seconds / seconds,
-        compiled_speedup=compiled_seconds[0] / seconds if compiled else None,
-        ours_spread=ours_spread,
-        torch_spread=torch_spread,
-        compiled_spread=compiled_spread[0] if compiled else None,
+        ours_seconds=ours,
+        torch_seconds=theirs,
+        compiled_seconds=medians.get("compiled"),
+        speedup=theirs / ours,
+        compiled_speedup=medians["compiled"] / ours if compiled else None,
+        ours_spread=spreads["ours"],
+        torch_spread=spreads["torch"],
+        compiled_spread=spreads.get("compiled"),
         not_compiled="" if compiled else not_compiled,
         ours_kept=ours_kept,
         torch_kept=torch_kept,
         outputs=outputs,
         limited_by=limited_by,
-        rate=getattr(work, limited_by) / seconds,
-        of_limit=least / seconds,
+        rate=getattr(work, limited_by) / ours,
+        of_limit=least / ours,
         ours_error=ours_error,
         torch_error=torch_error,
         error=ours_error / torch_error if torch_error else None,
+        triton_seconds=medians.get("triton"),
+        triton_speedup=theirs / medians["triton"] if "triton" in sides else None,
+        triton_spread=spreads.get("triton"),
+        triton_error=triton_error,
+        no_triton=no_triton,
     )
+
+
+def _try_triton(case: Case, mode: str) -> tuple[float | None, str]:
+    """The error of the Triton kernels, in multiples of torch's; and why they cannot be measured."""
+    try:
+        with d2lops.backend("triton"):
+            ours, theirs = _worst_errors(case, mode)
+    except Exception as error:
+        return None, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return ours / theirs if theirs else None, ""
+
+
+def _with_triton(clock: Clock) -> Clock:
+    def seconds(calls: int) -> float:
+        with d2lops.backend("triton"):
+            return clock(calls)
+
+    return seconds
 
 
 def call(function: Callable[..., Tensor], arguments: Arguments) -> tuple[Tensor, ...]:

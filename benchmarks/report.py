@@ -22,6 +22,7 @@ CAPTION = (
     "torch's own."
 )
 NUMBERS = ("ours", "torch", "speed-up", "compiled", "speed-up", "rate", "of limit", "kept", "error")
+TRITON = ("Triton", "over torch", "error")
 
 
 def print_environment(console: Console, environment: dict) -> None:
@@ -35,7 +36,8 @@ def print_table(console: Console, rows: list[Row]) -> None:
     table = Table(caption=CAPTION, caption_justify="left")
     for name in ("operator", "case", "dtype", "mode"):
         table.add_column(name, no_wrap=True)
-    for name in NUMBERS:
+    with_triton = any(row.triton_seconds for row in rows)
+    for name in NUMBERS + TRITON * with_triton:
         table.add_column(name, justify="right", no_wrap=True)
     for operator, of_operator in groupby(rows, lambda row: row.operator):
         for row in of_operator:
@@ -53,13 +55,15 @@ def print_table(console: Console, rows: list[Row]) -> None:
                 f"{row.of_limit:.0%}",
                 _kept(row),
                 _error(row),
+                *_triton(row)[: len(TRITON) * with_triton],
             )
         table.add_section()
     console.print(table)
     for row in rows:
-        if row.not_compiled:
-            reason = f"— {row.operator} {row.case}, {row.mode}: {row.not_compiled}"
-            console.print(reason, markup=False)
+        for reason in filter(
+            None, (row.not_compiled, row.no_triton and f"Triton: {row.no_triton}")
+        ):
+            console.print(f"— {row.operator} {row.case}, {row.mode}: {reason}", markup=False)
 
 
 def print_families(console: Console, rows: list[Row]) -> None:
@@ -93,7 +97,7 @@ def write(folder: Path, stem: str, environment: dict, limits: dict, rows: list[R
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])
         writer.writeheader()
         writer.writerows(results["rows"])
-    files[2].write_text(markdown(results["families"]))
+    files[2].write_text(markdown(results["families"], gpu="gpu" in environment))
     plot(files[3], environment, rows)
     return files
 
@@ -102,6 +106,11 @@ def speedup(value: float | None) -> str:
     if value is None:
         return "—"
     return f"[{'green' if value >= 1 else 'red'}]{quotient(value)}"
+
+
+def _triton(row: Row) -> tuple[str, str, str]:
+    error = "—" if row.triton_error is None else quotient(row.triton_error)
+    return _time(row.triton_seconds), speedup(row.triton_speedup), error
 
 
 def _time(seconds: float | None) -> str:

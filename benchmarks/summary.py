@@ -7,8 +7,10 @@ from statistics import geometric_mean
 from benchmarks.case import FORWARD, STEP, TRAINING, Case
 from benchmarks.measure import Row
 
-# What a speed-up is over, and the row's field that holds it.
+# What a speed-up is over, and the row's field that holds it. Triton's is that of the Triton kernels
+# over torch.
 RIVALS = {"torch": "speedup", "torch.compile": "compiled_speedup"}
+GPU_RIVALS = {"torch": "speedup", "Triton": "triton_speedup", "torch.compile": "compiled_speedup"}
 
 
 def families(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, dict]]]:
@@ -24,7 +26,7 @@ def families(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, dict]]]:
 
 def _over_rivals(rows: list[Row]) -> dict[str, dict]:
     summaries = {}
-    for rival, field in RIVALS.items():
+    for rival, field in GPU_RIVALS.items():
         measured = [row for row in rows if getattr(row, field) is not None]
         if measured:
             speedups = [getattr(row, field) for row in measured]
@@ -42,24 +44,33 @@ HEADER = """\
 | family | cases | forward: torch | torch.compile | forward + backward: torch | torch.compile |
 |---|--:|--:|--:|--:|--:|
 """
+GPU_HEADER = """\
+| family | cases | forward: torch | Triton, torch | torch.compile | forward + backward: torch | \
+Triton, torch | torch.compile |
+|---|--:|--:|--:|--:|--:|--:|--:|
+"""
 
 
-def markdown(found: dict[str, dict[str, dict[str, dict]]]) -> str:
-    """What `families` found, as a table; a training step counts as forward and backward."""
+def markdown(found: dict[str, dict[str, dict[str, dict]]], gpu: bool = False) -> str:
+    """What `families` found, as a table; a training step counts as forward and backward.
+
+    On a GPU, also the speed-ups of the Triton kernels over torch; the others are the CUDA kernels'.
+    """
     lines = []
     for family, modes in found.items():
         columns = (modes.get(FORWARD, {}), modes.get(TRAINING) or modes.get(STEP, {}))
-        cells = [_cell(column.get(rival)) for column in columns for rival in RIVALS]
+        rivals = GPU_RIVALS if gpu else RIVALS
+        cells = [_cell(column.get(rival)) for column in columns for rival in rivals]
         count = max(column["torch"]["rows"] for column in columns if column)
         lines.append(f"| {family} | {count} | {' | '.join(cells)} |\n")
-    return HEADER + "".join(lines)
+    return (GPU_HEADER if gpu else HEADER) + "".join(lines)
 
 
 def not_measured(cases: Iterable[Case]) -> str:
-    """The same table, of what is yet to be measured."""
+    """The GPU's table, of what is yet to be measured."""
     counts = Counter(case.family for case in cases)
-    cells = " | ".join(["not measured yet"] * 4)
-    return HEADER + "".join(f"| {family} | {n} | {cells} |\n" for family, n in counts.items())
+    cells = " | ".join(["not measured yet"] * 2 * len(GPU_RIVALS))
+    return GPU_HEADER + "".join(f"| {family} | {n} | {cells} |\n" for family, n in counts.items())
 
 
 def _cell(summary: dict | None) -> str:

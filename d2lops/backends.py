@@ -2,8 +2,10 @@
 
 Importing this module loads the best CPU library that the processor runs (``D2LOPS_CPU=generic``,
 ``avx2``, ``avx512``, ``avx512_bf16``, ``amx``, or a library's path, forces one), and the CUDA
-library where torch sees a GPU. They register their kernels as ``torch.ops.d2lops``. If that fails,
-importing still works, and the first use of an operator raises the cause.
+library where torch sees a GPU. They register their kernels as ``torch.ops.d2lops``. The Triton
+kernels, ``torch.ops.d2lops_triton``, are loaded when they are asked for, or where a GPU has no
+others. If any of that fails, importing still works, and the first use of an operator raises the
+cause.
 """
 
 import contextlib
@@ -91,18 +93,37 @@ try:
 except Exception as error:  # kept for the first use, which can say more than an import can
     load_error = error
 
-# The raw operators, filled by `shape_rule`; meta tensors enter by the same door. And the same with
-# TF32 allowed where torch's two switches say so, each for the operators of one prefix.
-_cpp = SimpleNamespace()
 _TF32 = {"matmul": "linear", "conv": "corr2d"}
-_cpp_tf32 = {switches: SimpleNamespace() for switches in itertools.product((False, True), repeat=2)}
-_devices = ("cpu", "meta", "cuda") if cuda_library[0] else ("cpu", "meta")
-_TABLES = {
-    "auto": dict.fromkeys(_devices, _cpp),
-    "cpp": dict.fromkeys(_devices, _cpp),
-    "triton": {},
-}
-_table: dict[str, SimpleNamespace] = {}
+
+
+class Kernels:
+    """The raw operators of one library, filled by `shape_rule`.
+
+    And the same with TF32 allowed where torch's two switches say so, each for the operators of one
+    prefix.
+    """
+
+    def __init__(self) -> None:
+        self.plain = SimpleNamespace()
+        self.tf32 = {
+            switches: SimpleNamespace() for switches in itertools.product((False, True), repeat=2)
+        }
+
+    def add(self, name: str, operator: Callable) -> None:
+        setattr(self.plain, name, operator)
+        for switches, table in self.tf32.items():
+            allowed = any(
+                on and name.startswith(prefix)
+                for on, prefix in zip(switches, _TF32.values(), strict=True)
+            )
+            setattr(table, name, functools.partial(operator, tf32=True) if allowed else operator)
+
+
+_cpp = Kernels()
+_triton = Kernels()
+_rules: dict[str, Callable] = {}
+triton_loaded = False
+_table: dict[str, Kernels] = {}
 
 
 def shape_rule(name: str) -> Callable[[Callable], Callable]:
@@ -110,17 +131,11 @@ def shape_rule(name: str) -> Callable[[Callable], Callable]:
 
     def register(rule: Callable) -> Callable:
         if load_error is None:
-            torch.library.register_fake(f"d2lops::{name}")(_on_one_device(rule))
-            operator = getattr(torch.ops.d2lops, name).default
-            setattr(_cpp, name, operator)
-            for switches, table in _cpp_tf32.items():
-                allowed = any(
-                    on and name.startswith(prefix)
-                    for on, prefix in zip(switches, _TF32.values(), strict=True)
-                )
-                setattr(
-                    table, name, functools.partial(operator, tf32=True) if allowed else operator
-                )
+            _rules[name] = _on_one_device(rule)
+            torch.library.register_fake(f"d2lops::{name}")(_rules[name])
+            _cpp.add(name, getattr(torch.ops.d2lops, name).default)
+            if triton_loaded:
+                _add_triton(name)
         return rule
 
     return register
@@ -147,8 +162,8 @@ def kernels(x: torch.Tensor) -> SimpleNamespace:
     if found is None:
         raise _no_kernels(device)
     if device == "cuda" and x.dtype is torch.float32:
-        return _cpp_tf32[tuple(map(_allows_tf32, _TF32))]
-    return found
+        return found.tf32[tuple(map(_allows_tf32, _TF32))]
+    return found.plain
 
 
 @torch.compiler.assume_constant_result
@@ -170,15 +185,17 @@ def _no_kernels(device: str) -> Exception:
         )
         error.__cause__ = load_error
         return error
-    if _backend == "triton":
+    if _backend == "triton" and device == "cpu":
         return NotImplementedError(
-            "d2lops has no Triton kernels in this version; use d2lops.backend('auto') or unset "
-            "D2LOPS_BACKEND"
+            "d2lops's Triton kernels run on GPUs, but the tensor is on the CPU. Move it to a GPU, "
+            "use d2lops.backend('auto'), or set TRITON_INTERPRET=1 before Python starts, which "
+            "runs them in Triton's interpreter: slowly."
         )
-    if device == "cuda" and not cuda_library[0]:
+    if device == "cuda" and _backend != "triton":
         return NotImplementedError(
-            f"d2lops has no CUDA kernels here: {cuda_library[1]}. Install d2lops from source on a "
-            "machine with nvcc (D2LOPS_CUDA=1 insists), or move the tensor to the CPU."
+            f"d2lops has no kernels for GPUs here: its CUDA library: {cuda_library[1]}. Install "
+            "d2lops from source on a machine with nvcc (D2LOPS_CUDA=1 insists), install triton 3.6 "
+            "or later, or move the tensor to the CPU."
         )
     return NotImplementedError(
         f"d2lops has no kernels for tensors on device type '{device}' with backend '{_backend}'; "
@@ -187,12 +204,59 @@ def _no_kernels(device: str) -> Exception:
     )
 
 
+def triton_version() -> str | None:
+    """Of the Triton that is installed, if there is one that the kernels are written for."""
+    try:
+        import triton
+    except ImportError:
+        return None
+    release = tuple(map(int, triton.__version__.split(".")[:2]))
+    return triton.__version__ if release >= (3, 6) else None
+
+
+def _load_triton() -> None:
+    global triton_loaded
+    if triton_loaded:
+        return
+    if triton_version() is None:
+        raise ImportError(
+            "d2lops's Triton kernels need triton 3.6 or later, which is not installed here: "
+            "pip install 'triton>=3.6', or use d2lops.backend('auto')"
+        )
+    triton_loaded = True
+    for name in _rules:
+        _add_triton(name)
+
+
+def _add_triton(name: str) -> None:
+    from d2lops.triton_kernels import operators
+
+    if name in operators.LAUNCHERS:
+        _triton.add(name, operators.define(name, _rules[name]))
+
+
+def _tables(name: str) -> dict[str, Kernels]:
+    """For each type of device, the kernels that a backend has for it."""
+    if name == "triton":
+        _load_triton()
+        from d2lops.triton_kernels.device import INTERPRETED
+
+        return dict.fromkeys(("cpu", "meta") if INTERPRETED else ("cuda", "meta"), _triton)
+    table = {"cpu": _cpp, "meta": _cpp}
+    if cuda_library[0]:
+        table["cuda"] = _cpp
+    elif name == "auto" and torch.cuda.is_available() and triton_version():
+        _load_triton()
+        table["cuda"] = _triton
+    return table
+
+
 def _select(name: str) -> None:
     global _backend, _table
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+    _table = {} if load_error is not None else _tables(name)
     _backend = name
-    _table = {} if load_error is not None else _TABLES[name]
 
 
 @contextlib.contextmanager
@@ -200,11 +264,13 @@ def backend(name: str) -> Iterator[None]:
     """Use the kernels of one backend inside a ``with`` block, in every thread.
 
     Args:
-        name: ``"cpp"`` (C++ on the CPU, CUDA C++ on a GPU), ``"triton"``, or ``"auto"``, the
-            fastest for each device. ``D2LOPS_BACKEND`` sets what holds outside of any block.
+        name: ``"cpp"`` (C++ on the CPU, CUDA C++ on a GPU), ``"triton"`` (on a GPU), or ``"auto"``:
+            C++ on the CPU; on a GPU, CUDA C++ where it was built, else Triton.
+            ``D2LOPS_BACKEND`` sets what holds outside of any block.
 
     Raises:
         ValueError: for another name.
+        ImportError: Triton is asked for, but not installed.
 
     Example:
         >>> import torch, d2lops
@@ -221,4 +287,7 @@ def backend(name: str) -> Iterator[None]:
         _select(before)
 
 
-_select(_backend)
+try:
+    _select(_backend)
+except ImportError as error:
+    load_error = error

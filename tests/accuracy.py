@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from tests.device import INTERPRETED
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -79,6 +82,13 @@ def layouts(x: Tensor) -> dict[str, Tensor]:
         "sliced": spread.copy_(x),
         "transposed": x.transpose(2, 3).contiguous().transpose(2, 3),
     }
+
+
+def differentiates(function: Callable, inputs: list[Tensor], fast: bool = INTERPRETED) -> bool:
+    """Whether first and second derivatives are right; if `fast`, along random directions alone."""
+    return gradcheck(function, inputs, fast_mode=fast) and gradgradcheck(
+        function, inputs, fast_mode=fast
+    )
 
 
 def away_from_zero(before_relu: Callable, *inputs: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 """Where the tests run: `D2LOPS_TEST_DEVICE=cuda pytest` runs them on a GPU.
 
+With `D2LOPS_BACKEND=triton`, too, they test the Triton kernels; with `TRITON_INTERPRET=1` instead
+of a GPU, in Triton's interpreter.
+
 `conftest.py` makes it torch's default device, so that tests name none, but for these: random
 numbers are drawn on the CPU, which makes them the same everywhere, and moved.
 """
@@ -15,6 +18,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 DEVICE = torch.device(os.environ.get("D2LOPS_TEST_DEVICE", "cpu"))
+BACKEND = os.environ.get("D2LOPS_BACKEND", "auto")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# The raw operators of the backend that is tested.
+raw = torch.ops.d2lops_triton if BACKEND == "triton" else torch.ops.d2lops
 cpu_only = pytest.mark.skipif(DEVICE.type != "cpu", reason="is about the CPU alone")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import d2lops
 from d2lops import backends
+from tests.device import BACKEND
 
 PACKAGE = Path(d2lops.__file__).parent
 ROOT = Path(__file__).parents[1]
@@ -28,7 +29,7 @@ def run_python(
 
 
 def assert_survives(script: str) -> None:
-    """The script neither raises nor crashes, on the CPU library that is loaded here."""
+    """The script neither raises nor crashes, on the kernels that are tested here."""
     library = os.environ.get("D2LOPS_CPU") or backends.cpu_library[0]
-    result = run_python("-c", script, D2LOPS_CPU=library)
+    result = run_python("-c", script, D2LOPS_CPU=library, D2LOPS_BACKEND=BACKEND)
     assert result.returncode == 0, result.stderr or f"ended by {result.returncode}"

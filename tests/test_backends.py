@@ -226,9 +226,9 @@ class TestTF32:
         finally:
             switch.fp32_precision = before
 
-    @pytest.mark.parametrize("switches", backends._cpp_tf32)
+    @pytest.mark.parametrize("switches", backends._cpp.tf32)
     def test_is_for_the_operators_of_the_switch(self, switches: tuple[bool, bool]) -> None:
-        table = vars(backends._cpp_tf32[switches])
+        table = vars(backends._cpp.tf32[switches])
         allowed = {name for name, raw in table.items() if isinstance(raw, functools.partial)}
         assert {name.partition("_")[0] for name in allowed} == {
             prefix for prefix, on in zip(("linear", "corr2d"), switches, strict=True) if on
@@ -236,7 +236,9 @@ class TestTF32:
         assert "bias_grad" in table
 
     def test_goes_through_the_compiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(backends, "_table", {"cpu": backends._cpp_tf32[True, True]})
+        allowing = backends.Kernels()
+        allowing.plain = backends._cpp.tf32[True, True]
+        monkeypatch.setattr(backends, "_table", {"cpu": allowing})
         layers = torch.nn.Sequential(d2lops.nn.Conv2d(2, 3, 3), d2lops.nn.LinearReLU(4, 5))
         x = torch.randn(1, 2, 5, 6, requires_grad=True)
         expected = torch.autograd.grad(layers(x).sum(), x)

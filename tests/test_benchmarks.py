@@ -1,10 +1,11 @@
 """The benchmark suite measures what it says it does, and does not believe wrong results."""
 
+import contextlib
 import csv
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+import d2lops
 from benchmarks import __main__ as main
 from benchmarks import clock, corr2d, dropout, linear_relu, network, pool2d, report, returned, rival
 from benchmarks.case import FORWARD, STEP, TRAINING, Case, Work, of_family, own
@@ -225,8 +227,13 @@ def test_markdown() -> None:
         "| thirds | 3 | 1.20 (0.50) |  | 2.0 (1.96) | 12 (10.0) |",
         "| nets | 2 |  |  | 1.00 (1.00) |  |",
     ]
+    found["thirds"][FORWARD]["Triton"] = {"mean": 0.9, "worst": 0.8, "rows": 3}
+    assert markdown(found, gpu=True).splitlines()[2:] == [
+        "| thirds | 3 | 1.20 (0.50) | 0.90 (0.80) |  | 2.0 (1.96) |  | 12 (10.0) |",
+        "| nets | 2 |  |  |  | 1.00 (1.00) |  |  |",
+    ]
     lines = not_measured([tiny(third), tiny(third)]).splitlines()
-    assert lines[2:] == ["| thirds | 2 |" + " not measured yet |" * 4]
+    assert lines[2:] == ["| thirds | 2 |" + " not measured yet |" * 6]
 
 
 RESULTS = Path(main.__file__).parent / "results"
@@ -237,7 +244,7 @@ def test_documents_have_the_numbers_of_the_results(stem: str) -> None:
     results = RESULTS / f"{stem}.json"
     readme = (RESULTS.parents[1] / "README.md").read_text()
     if results.exists():
-        table = markdown(json.loads(results.read_text())["families"])
+        table = markdown(json.loads(results.read_text())["families"], gpu=stem == "cuda")
         assert table in readme
     else:
         table = not_measured(main.cases(list(main.OPERATORS), quick=False, device="cuda"))
@@ -245,22 +252,34 @@ def test_documents_have_the_numbers_of_the_results(stem: str) -> None:
     assert (RESULTS / f"{stem}.md").read_text() == table
 
 
-def test_three_sides_take_turns() -> None:
+def test_four_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
+    chosen = ["ours"]
+
+    @contextlib.contextmanager
+    def backend(name: str) -> Iterator[None]:
+        chosen.append(name)
+        yield
+        chosen.pop()
 
     def side(name: str) -> Callable[[Tensor], Tensor]:
         def function(x: Tensor) -> Tensor:
-            if not called or called[-1] != name:
-                called.append(name)
+            called_name = chosen[-1] if name == "ours" else name
+            if not called or called[-1] != called_name:
+                called.append(called_name)
             return third(x)
 
         return function
 
     case = replace(tiny(side("ours")), theirs=side("torch"))
-    row = measure(case, FORWARD, side("compiled"))
+    monkeypatch.setattr(d2lops, "backend", backend)
+    row = measure(case, FORWARD, side("compiled"), triton=True)
+    assert called.count("triton") >= 9 <= called.count("compiled")
+    assert row.triton_speedup == row.torch_seconds / row.triton_seconds
     assert called.count("compiled") >= 9 <= min(called.count("ours"), called.count("torch"))
     assert row.compiled_speedup == row.compiled_seconds / row.ours_seconds
     assert (row.not_compiled, measure(case, FORWARD).compiled_seconds) == ("", None)
+    assert (row.no_triton, measure(case, FORWARD).triton_seconds) == ("", None)
 
 
 def test_compilation_is_over_before_it_is_timed() -> None:

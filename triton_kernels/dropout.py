@@ -18,7 +18,6 @@ import math
 import struct
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -27,7 +26,7 @@ from triton import Config
 from d2lops.triton_kernels.arithmetic import narrow, widen
 from d2lops.triton_kernels.launch import launch, launch_fastest
 
-CONTIGUOUS = [Config({"BLOCK": b}, num_warps=w) for b, w in [(512, 4), (256, 4), (1024, 8)]]
+CONTIGUOUS = [Config({"BLOCK": b}, num_warps=w) for b, w in [(256, 4), (512, 4), (512, 8)]]
 # For memory that is contiguous along a tensor's innermost dimension, and for any other.
 INNER = Config({"BLOCK_INNER": 64, "BLOCK_OUTER": 4}, num_warps=4)
 OUTER = Config({"BLOCK_INNER": 2, "BLOCK_OUTER": 128}, num_warps=4)
@@ -109,33 +108,32 @@ def collapsed(x: Tensor, y: Tensor) -> list[Dim]:
     return dims or [Dim(1, 1, 1)]
 
 
-def dropout(x: Tensor, seed: Tensor, p: float) -> Tensor:
-    y = torch.empty_like(x)
+def dropout(x: Tensor, seed: Tensor, p: float, *, out: Tensor) -> None:
     threshold = math.ceil(p * 2**32)
     if threshold == 2**32:  # which no word reaches
-        return y.zero_()
+        out.zero_()
+        return
     if x.numel() == 0:
-        return y
+        return
     # As integers, so that none of its 64 bits are lost on the way to a kernel.
     (scale_bits,) = struct.unpack("q", struct.pack("d", 1 / (1 - p)))
-    dims = collapsed(x, y)
+    dims = collapsed(x, out)
     if dims == [Dim(x.numel(), 1, 1)] or x.numel() == 1:
 
         def run(config: Config) -> None:
             grid = (triton.cdiv(x.numel(), 4 * config.kwargs["BLOCK"]),)
-            arguments = (x, y, seed, x.numel(), threshold, scale_bits)
+            arguments = (x, out, seed, x.numel(), threshold, scale_bits)
             launch(dropout_contiguous, grid, *arguments, config=config)
 
         launch_fastest(run, CONTIGUOUS, dropout_contiguous, (x.numel(),), x)
     else:
-        _dropout_strided(x, y, seed, dims, threshold, scale_bits)
-    return y
+        _dropout_strided(x, out, seed, dims, threshold, scale_bits)
 
 
 def _dropout_strided(
     x: Tensor, y: Tensor, seed: Tensor, dims: list[Dim], threshold: int, scale_bits: int
 ) -> None:
-    """A launch for each place in the dimensions before the last four; hardly any tensor has them."""
+    """A launch for each place in dimensions before the last four, which hardly any tensor has."""
     dims = [Dim(1, 0, 0)] * (4 - len(dims)) + dims
     leading, last = dims[:-4], dims[-4:]
     sizes, x_strides, y_strides = zip(*last, strict=True)

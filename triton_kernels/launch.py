@@ -56,7 +56,7 @@ def launch_fastest(
     chosen = configs[0]
     if len(configs) > 1 and x.is_cuda and all(type(size) in (int, str) for size in problem):
         kind = tuple(size.bit_length() if isinstance(size, int) else size for size in problem)
-        key = (kernel, x.device, x.dtype, kind)
+        key = (kernel, x.device, x.dtype, kind, *configs)
         if key not in _fastest:
             _look_up(key, run, configs, x)
         chosen = _fastest.get(key, chosen)
@@ -66,7 +66,7 @@ def launch_fastest(
 def _look_up(
     key: tuple, run: Callable[[Config], None], configs: Sequence[Config], x: Tensor
 ) -> None:
-    kernel, device, dtype, kind = key
+    kernel, device, dtype, kind, *_ = key
     names = [str(config) for config in configs]
     gpu = torch.cuda.get_device_name(device)
     identity = [kernel.cache_key, triton.__version__, gpu, str(dtype), *map(str, kind), *names]
@@ -94,8 +94,6 @@ def _may_measure(x: Tensor) -> bool:
 def _milliseconds(run: Callable[[Config], None], config: Config) -> float:
     """Infinity for a configuration that this GPU cannot run, or that Triton cannot compile."""
     try:
-        return triton.testing.do_bench(
-            lambda: run(config), warmup=5, rep=20, return_mode="median"
-        )
+        return triton.testing.do_bench(lambda: run(config), warmup=5, rep=20, return_mode="median")
     except Exception:
         return float("inf")

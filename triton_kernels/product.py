@@ -12,7 +12,7 @@ GROUP = tl.constexpr(8)
 
 
 def precision(x: Tensor, tf32: bool) -> str:
-    """How products of float32 numbers are computed; numbers of other dtypes are taken as they are."""
+    """How products of float32 numbers are computed; other dtypes are taken as they are."""
     return "tf32" if tf32 and device_of(x).tf32 else "ieee"
 
 
@@ -30,7 +30,7 @@ def tile_at(number, rows, columns):
 
 
 @triton.jit
-def multiply(a, b, sums, PRECISION: tl.constexpr):  # noqa: N803
+def multiply(a, b, sums, PRECISION: tl.constexpr):
     """sums + a b."""
     if INTERPRETED and a.dtype == tl.bfloat16:  # which the interpreter takes for integers
         a, b = widen(a), widen(b)
@@ -38,7 +38,7 @@ def multiply(a, b, sums, PRECISION: tl.constexpr):  # noqa: N803
 
 
 @triton.jit
-def finished(sums, bias, RELU: tl.constexpr, dtype: tl.constexpr):  # noqa: N803
+def finished(sums, bias, RELU: tl.constexpr, dtype: tl.constexpr):
     """What is stored: with the bias, a row or column of numbers, through the ReLU, narrowed."""
     sums += widen(bias)
     if RELU:  # which lets a NaN pass

@@ -54,6 +54,19 @@ def check_like(op: str, name: str, x: object, like: Tensor) -> None:
         )
 
 
+def check_size(op: str, name: str, x: Tensor, size: Sequence[int]) -> None:
+    """`x` must have the size that an operator's other arguments give it."""
+    if x.shape != torch.Size(size):
+        raise RuntimeError(f"{op}(): {name} must have size {list(size)}, but has {list(x.shape)}")
+
+
+def check_mask(op: str, g: Tensor, y: Tensor | None) -> None:
+    """`y`, the output of a ReLU that masks `g`, must look like it."""
+    if y is not None:
+        check_like(op, "y", y, g)
+        check_size(op, "y", y, g.shape)
+
+
 def batched(op: str, x: Tensor) -> Tensor:
     """`x` as (N, C, H, W), whether it has a batch dimension or not."""
     if x.dim() == 4:

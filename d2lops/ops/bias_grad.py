@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from d2lops.backends import kernels, shape_rule
+from d2lops.ops._checks import check_mask, check_tensor
 from d2lops.ops._function import Function
 
 
@@ -39,4 +40,8 @@ class BiasGrad(Function):
 
 @shape_rule("bias_grad")
 def _(g: Tensor, y: Tensor | None) -> Tensor:
+    check_tensor("bias_grad", "g", g)
+    check_mask("bias_grad", g, y)
+    if g.dim() not in (2, 4):
+        raise RuntimeError(f"bias_grad(): g must have 2 or 4 dimensions, but has {g.dim()}")
     return g.new_empty(g.size(1))

@@ -13,8 +13,11 @@ from torch import Tensor
 
 from d2lops.backends import kernels, shape_rule
 from d2lops.ops._checks import (
+    LIMIT,
     batched,
     check_like,
+    check_mask,
+    check_size,
     check_tensor,
     explanation,
     integer,
@@ -158,7 +161,8 @@ def _conv2d(
 @explanation
 def _explain(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> None:
     _check_tensors(op, input, weight, bias)
-    _check_sizes(op, batched(op, input), weight, _window(op, weight, *arguments))
+    window = _window(op, weight, *arguments)
+    _check_sizes(op, batched(op, input).shape, weight.shape, window)
 
 
 def _window(
@@ -212,10 +216,12 @@ def _check_tensors(op: str, input: object, weight: object, bias: object) -> None
             )
 
 
-def _check_sizes(op: str, x: Tensor, weight: Tensor, window: Window) -> None:
-    """What torch would refuse of their sizes and the window together."""
-    _, channels, *size = x.shape
-    outputs, planes, *kernel = weight.shape
+def _check_sizes(
+    op: str, input_size: Sequence[int], weight_size: Sequence[int], window: Window
+) -> None:
+    """What torch would refuse of the sizes and the window together."""
+    _, channels, *size = input_size
+    outputs, planes, *kernel = weight_size
     *padding, down, across, groups = window[2:]
     if groups < 1 or outputs % groups != 0 or outputs == 0:
         raise RuntimeError(
@@ -224,7 +230,7 @@ def _check_sizes(op: str, x: Tensor, weight: Tensor, window: Window) -> None:
         )
     if channels != planes * groups:
         raise RuntimeError(
-            f"{op}(): groups = {groups} and weight of size {list(weight.shape)} want input with "
+            f"{op}(): groups = {groups} and weight of size {list(weight_size)} want input with "
             f"{planes * groups} channels, but input has {channels}"
         )
     height, width = _output_size(size, kernel, window)
@@ -328,6 +334,26 @@ class Corr2dWeightGrad(Function):
         )
 
 
+def _check_window(op: str, window: Window) -> None:
+    """What the public functions see to: raw operators can be called without them."""
+    least = (1, 1, 0, 0, 0, 0, 1, 1, 1)
+    fits = len(window) == 9 and all(low <= n < LIMIT for low, n in zip(least, window, strict=True))
+    if not fits:
+        raise RuntimeError(
+            f"{op}(): window must be stride (2), padding (4), dilation (2) and groups, each at "
+            f"least {least} and below 2^31, but got {list(window)}"
+        )
+
+
+def _check_grad(op: str, g: Tensor, y: Tensor | None, name: str, other: Tensor) -> None:
+    check_tensor(op, "g", g)
+    check_like(op, name, other, g)
+    check_mask(op, g, y)
+    for argument, x in (("g", g), (name, other)):
+        if x.dim() != 4:
+            raise RuntimeError(f"{op}(): {argument} must have 4 dimensions, but has {x.dim()}")
+
+
 @shape_rule("corr2d")
 def _(
     x: Tensor,
@@ -338,8 +364,9 @@ def _(
     tf32: bool = False,
 ) -> Tensor:
     op = "conv_relu2d" if relu else "conv2d"
+    _check_window(op, window)
     _check_tensors(op, x, weight, bias)
-    _check_sizes(op, x, weight, window)
+    _check_sizes(op, batched(op, x).shape, weight.shape, window)
     size = (x.size(0), weight.size(0), *_output_size(x.shape[2:], weight.shape[2:], window))
     return empty(x, size, is_channels_last(x) or is_channels_last(weight))
 
@@ -354,7 +381,13 @@ def _(
     window: Window,
     tf32: bool = False,
 ) -> Tensor:
+    op = "corr2d_input_grad"
+    _check_window(op, window)
+    _check_grad(op, g, y, "weight", weight)
     size = (g.size(0), weight.size(1) * window[-1], height, width)
+    _check_sizes(op, size, weight.shape, window)
+    outputs = _output_size((height, width), weight.shape[2:], window)
+    check_size(op, "g", g, (g.size(0), weight.size(0), *outputs))
     return empty(g, size, is_channels_last(g) or is_channels_last(weight))
 
 
@@ -368,4 +401,11 @@ def _(
     window: Window,
     tf32: bool = False,
 ) -> Tensor:
-    return g.new_empty(g.size(1), x.size(1) // window[-1], height, width)
+    op = "corr2d_weight_grad"
+    _check_window(op, window)
+    _check_grad(op, g, y, "x", x)
+    size = (g.size(1), x.size(1) // window[-1], height, width)
+    _check_sizes(op, x.shape, size, window)
+    outputs = _output_size(x.shape[2:], (height, width), window)
+    check_size(op, "g", g, (x.size(0), g.size(1), *outputs))
+    return g.new_empty(size)

@@ -71,12 +71,16 @@ def _seed_tensor(seed: int | Tensor | None, x: Tensor) -> Tensor:
         raise TypeError(
             f"dropout(): argument 'seed' must be int or Tensor, not {type(seed).__name__}"
         )
+    _check_seed(seed, x)
+    return seed
+
+
+def _check_seed(seed: Tensor, x: Tensor) -> None:
     if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != x.device:
         raise RuntimeError(
             f"dropout(): seed must be an int64 tensor of one element on {x.device}, "
             f"but got {seed.dtype}, size {list(seed.shape)}, on {seed.device}"
         )
-    return seed
 
 
 class Dropout(Function):
@@ -98,4 +102,8 @@ class Dropout(Function):
 
 @shape_rule("dropout")
 def _(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    check_tensor("dropout", "x", x)
+    _check_seed(seed, x)
+    if not 0 <= p <= 1:
+        raise RuntimeError(f"dropout(): p must be between 0 and 1, but got {p}")
     return torch.empty_like(x)

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from d2lops.backends import kernels, shape_rule
-from d2lops.ops._checks import check_like, check_tensor, explanation
+from d2lops.ops._checks import check_like, check_mask, check_size, check_tensor, explanation
 from d2lops.ops._function import Function
 from d2lops.ops.bias_grad import BiasGrad, masked
 
@@ -164,23 +164,47 @@ class LinearWeightGrad(Function):
 _explain = explanation(_check)
 
 
+def _empty_product(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    _check(op, x, weight, bias)
+    _check_matrices(op, x=x, weight=weight)
+    if bias is not None:
+        check_size(op, "bias", bias, weight.shape[:1])
+    return x.new_empty(x.size(0), weight.size(0))
+
+
+def _check_matrices(op: str, **matrices: Tensor) -> None:
+    for name, matrix in matrices.items():
+        if matrix.dim() != 2:
+            raise RuntimeError(f"{op}(): {name} must have 2 dimensions, but has {matrix.dim()}")
+
+
 @shape_rule("linear")
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool = False) -> Tensor:
-    _check("linear", x, weight, bias)
-    return x.new_empty(x.size(0), weight.size(0))
+    return _empty_product("linear", x, weight, bias)
 
 
 @shape_rule("linear_relu")
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool = False) -> Tensor:
-    _check("linear_relu", x, weight, bias)
-    return x.new_empty(x.size(0), weight.size(0))
+    return _empty_product("linear_relu", x, weight, bias)
 
 
 @shape_rule("linear_input_grad")
 def _(g: Tensor, y: Tensor | None, weight: Tensor, tf32: bool = False) -> Tensor:
+    op = "linear_input_grad"
+    check_tensor(op, "g", g)
+    check_like(op, "weight", weight, g)
+    check_mask(op, g, y)
+    _check_matrices(op, g=g, weight=weight)
+    check_size(op, "weight", weight, (g.size(1), weight.size(1)))
     return g.new_empty(g.size(0), weight.size(1))
 
 
 @shape_rule("linear_weight_grad")
 def _(g: Tensor, y: Tensor | None, x: Tensor, tf32: bool = False) -> Tensor:
+    op = "linear_weight_grad"
+    check_tensor(op, "g", g)
+    check_like(op, "x", x, g)
+    check_mask(op, g, y)
+    _check_matrices(op, g=g, x=x)
+    check_size(op, "x", x, (g.size(0), x.size(1)))
     return g.new_empty(g.size(1), x.size(1))

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 
 from d2lops.backends import kernels, shape_rule
-from d2lops.ops._checks import batched, check_tensor, explanation, padding4, pair
+from d2lops.ops._checks import (
+    LIMIT,
+    batched,
+    check_least,
+    check_size,
+    check_tensor,
+    explanation,
+    padding4,
+    pair,
+)
 from d2lops.ops._function import Function
 from d2lops.ops._layout import empty, is_channels_last
 
@@ -426,20 +435,19 @@ class AvgPool2dAdjoint(Function):
 # What the compiler knows of the raw operators: sizes, dtypes and strides of their outputs.
 
 
-def _pooled(op: str, x: Tensor, window: Sequence[int], ceil_mode: bool) -> list[int]:
-    _check_window(op, _image(op, x), window, ceil_mode)
-    size = []
+def _pooled_size(size: Sequence[int], window: Sequence[int], ceil_mode: bool) -> list[int]:
+    pooled = list(size[:2])
     for axis in (0, 1):
         kernel, stride = window[axis], window[2 + axis]
         before, after = window[4 + 2 * axis], window[5 + 2 * axis]
         dilation = window[8 + axis] if len(window) > 8 else 1
-        inputs = x.size(2 + axis)
+        inputs = size[2 + axis]
         room = inputs + before + after - (kernel - 1) * dilation - 1
         windows = (room + (stride - 1 if ceil_mode else 0)) // stride + 1
         if ceil_mode and (windows - 1) * stride >= inputs + before:
             windows -= 1
-        size.append(windows)
-    return [x.size(0), x.size(1), *size]
+        pooled.append(windows)
+    return pooled
 
 
 def _adaptive_taps(inputs: int, outputs: int) -> int:
@@ -453,51 +461,156 @@ def _argmax_dtype(taps: int) -> torch.dtype:
     return torch.uint8 if taps <= 255 else torch.int32
 
 
+# Raw operators can be called without the public functions: what those see to, and what the adjoints
+# may be given at all.
+
+
+def _check_windows(op: str, window: Sequence[int], dilated: bool = True) -> None:
+    least = (1, 1, 1, 1, 0, 0, 0, 0) + ((1, 1) if dilated else ())
+    if (
+        len(window) != len(least)
+        or any(not low <= n < LIMIT for low, n in zip(least, window, strict=True))
+        or window[0] * window[1] >= LIMIT
+    ):
+        raise RuntimeError(
+            f"{op}(): window must be kernel (2), stride (2), padding (4)"
+            f"{' and dilation (2)' if dilated else ''}, at least {least} and below 2^31, with a "
+            f"kernel of less than 2^31 elements, but got {list(window)}"
+        )
+
+
+def _check_output(
+    op: str, name: str, y: Tensor, size: Sequence[int], window: Sequence[int]
+) -> None:
+    """`y` must be what pools an image of that size, in whichever mode along each axis."""
+    floor, ceil = (_pooled_size(size, window, ceil_mode) for ceil_mode in (False, True))
+    if y.dim() != 4 or any(n not in both for n, *both in zip(y.shape, floor, ceil, strict=True)):
+        raise RuntimeError(
+            f"{op}(): {name} must have size {floor}, or {ceil} in ceil_mode, but has "
+            f"{list(y.shape)}"
+        )
+
+
+def _check_argmax(op: str, argmax: Tensor, taps: int, size: Sequence[int]) -> None:
+    check_size(op, "argmax", argmax, size)
+    allowed = {_argmax_dtype(taps), torch.int32}
+    if argmax.dtype not in allowed:
+        raise RuntimeError(
+            f"{op}(): argmax must have a dtype of {allowed} for {taps} taps, but has {argmax.dtype}"
+        )
+
+
+def _check_gradient(op: str, g: Tensor, height: int, width: int) -> None:
+    check_tensor(op, "g", g)
+    if g.dim() != 4:
+        raise RuntimeError(f"{op}(): g must have 4 dimensions, but has {g.dim()}")
+    check_least(op, "input_size", (height, width), 1)
+
+
+def _taps(inputs: Sequence[int], outputs: Sequence[int]) -> int:
+    """No adaptive window has more."""
+    return _adaptive_taps(inputs[0], outputs[0]) * _adaptive_taps(inputs[1], outputs[1])
+
+
 @shape_rule("max_pool2d")
 def _(x, window, ceil_mode):
-    size = _pooled("max_pool2d", x, window, ceil_mode)
-    channels_last, dtype = is_channels_last(x), _argmax_dtype(window[0] * window[1])
+    op = "max_pool2d"
+    _check_windows(op, window)
+    _check_window(op, _image(op, x), window, ceil_mode)
+    size, channels_last = _pooled_size(x.shape, window, ceil_mode), is_channels_last(x)
+    dtype = _argmax_dtype(window[0] * window[1])
     return empty(x, size, channels_last), empty(x, size, channels_last, dtype)
 
 
 @shape_rule("adaptive_max_pool2d")
 def _(x, height, width):
     x = _image("adaptive_max_pool2d", x)
+    check_least("adaptive_max_pool2d", "output_size", (height, width), 0)
     size, channels_last = [*x.shape[:2], height, width], is_channels_last(x)
-    taps = _adaptive_taps(x.size(2), height) * _adaptive_taps(x.size(3), width)
-    return empty(x, size, channels_last), empty(x, size, channels_last, _argmax_dtype(taps))
+    dtype = _argmax_dtype(_taps(x.shape[2:], (height, width)))
+    return empty(x, size, channels_last), empty(x, size, channels_last, dtype)
 
 
 @shape_rule("max_pool2d_gather")
+def _(x, argmax, window):
+    op = "max_pool2d_gather"
+    _check_windows(op, window)
+    _check_output(op, "argmax", argmax, _image(op, x).shape, window)
+    _check_argmax(op, argmax, window[0] * window[1], argmax.shape)
+    return empty(x, argmax.shape, is_channels_last(x))
+
+
 @shape_rule("adaptive_max_pool2d_gather")
-def _(x, argmax, *window):
-    return empty(x, [*x.shape[:2], *argmax.shape[2:]], is_channels_last(x))
+def _(x, argmax):
+    op = "adaptive_max_pool2d_gather"
+    size = [*_image(op, x).shape[:2], *argmax.shape[2:]]
+    _check_argmax(op, argmax, _taps(x.shape[2:], size[2:]), size)
+    return empty(x, size, is_channels_last(x))
 
 
 @shape_rule("max_pool2d_scatter")
+def _(g, argmax, height, width, window):
+    op = "max_pool2d_scatter"
+    _check_windows(op, window)
+    _check_gradient(op, g, height, width)
+    _check_output(op, "g", g, [*g.shape[:2], height, width], window)
+    _check_argmax(op, argmax, window[0] * window[1], g.shape)
+    return empty(g, [*g.shape[:2], height, width], is_channels_last(g))
+
+
 @shape_rule("adaptive_max_pool2d_scatter")
-def _(g, argmax, height, width, *window):
+def _(g, argmax, height, width):
+    op = "adaptive_max_pool2d_scatter"
+    _check_gradient(op, g, height, width)
+    _check_argmax(op, argmax, _taps((height, width), g.shape[2:]), g.shape)
     return empty(g, [*g.shape[:2], height, width], is_channels_last(g))
 
 
 @shape_rule("max_pool2d_indices")
+def _(argmax, height, width, window):
+    op = "max_pool2d_indices"
+    _check_windows(op, window)
+    check_least(op, "input_size", (height, width), 1)
+    _check_output(op, "argmax", argmax, [*argmax.shape[:2], height, width], window)
+    _check_argmax(op, argmax, window[0] * window[1], argmax.shape)
+    return empty(argmax, argmax.shape, is_channels_last(argmax), torch.int64)
+
+
 @shape_rule("adaptive_max_pool2d_indices")
-def _(argmax, height, width, *window):
+def _(argmax, height, width):
+    op = "adaptive_max_pool2d_indices"
+    check_least(op, "input_size", (height, width), 1)
+    _check_argmax(op, argmax, _taps((height, width), argmax.shape[2:]), argmax.shape)
     return empty(argmax, argmax.shape, is_channels_last(argmax), torch.int64)
 
 
 @shape_rule("avg_pool2d")
 def _(x, window, count_include_pad, divisor, ceil_mode):
-    return empty(x, _pooled("avg_pool2d", x, window, ceil_mode), is_channels_last(x))
+    op = "avg_pool2d"
+    _check_windows(op, window, dilated=False)
+    _check_window(op, _image(op, x), window, ceil_mode)
+    _check_divisor(1 if divisor is None else divisor)
+    return empty(x, _pooled_size(x.shape, window, ceil_mode), is_channels_last(x))
+
+
+@shape_rule("avg_pool2d_adjoint")
+def _(g, height, width, window, count_include_pad, divisor):
+    op = "avg_pool2d_adjoint"
+    _check_windows(op, window, dilated=False)
+    _check_gradient(op, g, height, width)
+    _check_output(op, "g", g, [*g.shape[:2], height, width], window)
+    _check_divisor(1 if divisor is None else divisor)
+    return empty(g, [*g.shape[:2], height, width], is_channels_last(g))
 
 
 @shape_rule("adaptive_avg_pool2d")
 def _(x, height, width):
     x = _image("adaptive_avg_pool2d", x)
+    check_least("adaptive_avg_pool2d", "output_size", (height, width), 0)
     return empty(x, [*x.shape[:2], height, width], is_channels_last(x))
 
 
-@shape_rule("avg_pool2d_adjoint")
 @shape_rule("adaptive_avg_pool2d_adjoint")
-def _(g, height, width, *window):
+def _(g, height, width):
+    _check_gradient("adaptive_avg_pool2d_adjoint", g, height, width)
     return empty(g, [*g.shape[:2], height, width], is_channels_last(g))

@@ -1,0 +1,200 @@
+"""Compiles Triton kernels for GPUs that are not here, just as the launchers would launch them.
+
+Launchers are called on meta tensors, and what they launch is written down and compiled. In a
+process without the interpreter: where that runs, nothing can be compiled.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from d2lops.triton_kernels import device, launch
+from d2lops.triton_kernels.device import Device
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+class Gpu(NamedTuple):
+    target: GPUTarget
+    device: Device
+    tensor_core_instruction: str
+
+
+GPUS = {
+    "sm_80": Gpu(
+        GPUTarget("cuda", 80, 32), Device("cuda", 80, 108, 166912, True), r"\b[HDI]?MMA\b"
+    ),
+    "sm_90": Gpu(
+        GPUTarget("cuda", 90, 32), Device("cuda", 90, 132, 232448, True), r"\b[HDQ]?G?MMA\b"
+    ),
+    "sm_100": Gpu(
+        GPUTarget("cuda", 100, 32), Device("cuda", 100, 148, 232448, True), r"\b\w*MMA\b"
+    ),
+    "gfx942": Gpu(
+        GPUTarget("hip", "gfx942", 64), Device("hip", 0, 304, 65536, True), r"\bv_mfma_\w+"
+    ),
+}
+_TYPES = {
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.uint8: "u8",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+
+
+class Launch(NamedTuple):
+    """What decides on a kernel's machine code."""
+
+    kernel: Any
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    divisible: tuple[int, ...]  # which arguments are multiples of 16
+    warps: int
+    stages: int
+
+    def __str__(self) -> str:
+        constants = ", ".join(f"{name}={value}" for name, value in self.constants)
+        types = ", ".join(type for _, type in self.signature if type.startswith("*"))
+        how = f"{constants}; {self.warps} warps, {self.stages} stages"
+        return f"{self.kernel.__name__}({types}; {how})"
+
+
+class MachineCode(NamedTuple):
+    registers: int
+    spilled: int  # bytes
+    shared_memory: int  # bytes
+    tensor_core_instructions: int
+    text: str
+
+
+def launches(gpu: Gpu, function: Callable, *arguments: Any) -> list[Launch]:
+    """What a call with these arguments may launch on such a GPU: in every configuration."""
+    written: list[Launch] = []
+
+    class Writer:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable:
+            return lambda *values, **named: written.append(_launch(self.kernel, values, named))
+
+    with _on(gpu, Writer):
+        function(*arguments)
+    return list(dict.fromkeys(written))
+
+
+@contextmanager
+def _on(gpu: Gpu, writer: type) -> Iterator[None]:
+    def launch_all(run: Callable, configs: Any, *_: Any) -> None:
+        for config in configs:
+            run(config)
+
+    modules = [module for name, module in sys.modules.items() if "d2lops.triton_kernels." in name]
+    patches = [
+        mock.patch.object(module, "launch_fastest", launch_all)
+        for module in modules
+        if hasattr(module, "launch_fastest")
+    ]
+    patches += [
+        mock.patch.object(launch, "wrap_triton", writer),
+        mock.patch.object(device, "_device", lambda index: gpu.device),
+    ]
+    for patch in patches:
+        patch.start()
+    try:
+        yield
+    finally:
+        for patch in patches:
+            patch.stop()
+
+
+def _launch(kernel: Any, values: tuple, named: dict[str, Any]) -> Launch:
+    warps, stages = named.pop("num_warps"), named.pop("num_stages")
+    values_by_name = dict(zip(kernel.arg_names, values, strict=False)) | named
+    signature, constants, divisible = [], [], []
+    for index, parameter in enumerate(kernel.params):
+        value = values_by_name[parameter.name]
+        specialized = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (specialized and _is_one(value)):
+            signature.append((parameter.name, "constexpr"))
+            constants.append((parameter.name, value))
+            continue
+        signature.append((parameter.name, _type(value, parameter.annotation_type)))
+        place = value.storage_offset() * value.itemsize if isinstance(value, Tensor) else value
+        if specialized and isinstance(place, int) and place % 16 == 0:
+            divisible.append(index)
+    return Launch(kernel, tuple(signature), tuple(constants), tuple(divisible), warps, stages)
+
+
+def _is_one(value: Any) -> bool:
+    return type(value) is int and value == 1
+
+
+def _type(value: Any, annotation: str) -> str:
+    if isinstance(value, Tensor):
+        return f"*{_TYPES[value.dtype]}"
+    if annotation:
+        return annotation
+    if isinstance(value, bool):
+        return "u1"
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def compile_all(gpu: Gpu, wanted: list[Launch]) -> dict[Launch, MachineCode]:
+    """Side by side: the compiler is not Python."""
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(wanted, pool.map(lambda one: machine_code(gpu, one), wanted), strict=True))
+
+
+def machine_code(gpu: Gpu, wanted: Launch) -> MachineCode:
+    source = ASTSource(
+        fn=wanted.kernel,
+        signature=dict(wanted.signature),
+        constexprs=dict(wanted.constants),
+        attrs={(index,): [["tt.divisibility", 16]] for index in wanted.divisible},
+    )
+    options = {"num_warps": wanted.warps, "num_stages": wanted.stages}
+    compiled = triton.compile(source, target=gpu.target, options=options)
+    assert compiled.metadata.num_warps == wanted.warps
+    if gpu.target.backend == "hip":
+        text = compiled.asm["amdgcn"]
+        registers = _number(r"\.vgpr_count:\s+(\d+)", text)
+        spilled = 4 * _number(r"\.vgpr_spill_count:\s+(\d+)", text)
+    else:
+        text = _cuobjdump(compiled.asm["cubin"], "-sass")
+        usage = _cuobjdump(compiled.asm["cubin"], "-res-usage")
+        registers, spilled = _number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage)
+    matches = re.findall(gpu.tensor_core_instruction, text)
+    return MachineCode(registers, spilled, compiled.metadata.shared, len(matches), text)
+
+
+def _number(pattern: str, text: str) -> int:
+    match = re.search(pattern, text)
+    assert match, f"no {pattern} in {text[:200]}"
+    return int(match[1])
+
+
+def _cuobjdump(cubin: bytes, option: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [TOOLS / "cuobjdump", option, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -1,0 +1,83 @@
+"""The launchers as operators of torch, ``torch.ops.d2lops_triton``.
+
+A `triton_op` is one that the compiler looks into: it sees the kernels, and plans memory around
+them. Kernels that are interpreted it could not look into, so there the operator is opaque.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import custom_op, triton_op
+
+from d2lops.triton_kernels.device import INTERPRETED
+
+
+def _modules():
+    for name in ["bias_grad", "corr2d", "dropout", "linear_relu", "pool2d"]:
+        try:
+            yield importlib.import_module("d2lops.triton_kernels." + name)
+        except ImportError:
+            pass
+
+
+LAUNCHERS: dict[str, Callable] = {
+    name: launcher
+    for module in _modules()
+    for name, launcher in vars(module).items()
+    if hasattr(torch.ops.d2lops, name) and inspect.isfunction(launcher)
+}
+_TYPES = {
+    "Tensor": Tensor,
+    "Optional[Tensor]": Tensor | None,
+    "List[int]": Sequence[int],
+    "int": int,
+    "Optional[int]": int | None,
+    "float": float,
+    "bool": bool,
+}
+
+
+def define(name: str, rule: Callable) -> Callable:
+    """The operator `name`, with the schema that it has in ``csrc/library.cpp``.
+
+    `rule` says what the compiler knows of it. It also checks the arguments of the kernels, and
+    makes the outputs that they fill.
+    """
+    launcher = LAUNCHERS[name]
+
+    def run(*arguments: Any, **named: Any) -> Tensor | tuple[Tensor, ...]:
+        out = rule(*arguments, **named)
+        if "out" not in inspect.signature(launcher).parameters:
+            return launcher(*arguments, **named)
+        launcher(*arguments, **named, out=out)
+        return out
+
+    run.__signature__ = _signature(name)
+    operator = (custom_op if INTERPRETED else triton_op)(
+        f"d2lops_triton::{name}", run, mutates_args=()
+    )
+    operator.register_fake(rule)
+    return getattr(torch.ops.d2lops_triton, name).default
+
+
+def _signature(name: str) -> inspect.Signature:
+    schema = getattr(torch.ops.d2lops, name).default._schema
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [
+        inspect.Parameter(
+            argument.name,
+            kind,
+            default=argument.default_value
+            if argument.has_default_value()
+            else inspect.Parameter.empty,
+            annotation=_TYPES[str(argument.type)],
+        )
+        for argument in schema.arguments
+    ]
+    returns = tuple(Tensor for _ in schema.returns)
+    result = returns[0] if len(returns) == 1 else tuple[returns]
+    return inspect.Signature(parameters, return_annotation=result)
