@@ -35,19 +35,22 @@ import triton.language as tl
 from torch import Tensor
 from triton import Config
 
-from d2lops.ops._layout import empty, is_channels_last
 from d2lops.triton_kernels.arithmetic import narrow, passing
-from d2lops.triton_kernels.depthwise import (
-    corr2d_direct,
-    corr2d_few_channels,
-    corr2d_weight_grad_direct,
-    store,
-)
+from d2lops.triton_kernels.depthwise import run_direct, run_few_channels, run_weight_grad_direct
 from d2lops.triton_kernels.device import device_of
 from d2lops.triton_kernels.launch import launch, launch_fastest
-from d2lops.triton_kernels.packing import is_packed, packed, strides
+from d2lops.triton_kernels.packing import PACKET, is_packed, packed, strides
 from d2lops.triton_kernels.product import multiply, precision, tile_at
-from d2lops.triton_kernels.taps import Axis, adjoint_axis, forward_axis, places, taps_of, within
+from d2lops.triton_kernels.taps import (
+    Axis,
+    adjoint_axis,
+    blocked,
+    forward_axis,
+    places,
+    store,
+    taps_of,
+    within,
+)
 
 
 @triton.jit
@@ -79,9 +82,7 @@ def corr2d_product(
     phase_w = number % phases_w
     phase_h = number // phases_w % phases_h
     group = (number // phases_w // phases_h).to(tl.int64)
-    first_h, count_h, shift_h = taps_of(
-        phase_h, apart_h, kernel_h, top, dilation_h, tap_h, ADJOINT
-    )
+    first_h, count_h, shift_h = taps_of(phase_h, apart_h, kernel_h, top, dilation_h, tap_h, ADJOINT)
     first_w, count_w, shift_w = taps_of(
         phase_w, apart_w, kernel_w, left, dilation_w, tap_w, ADJOINT
     )
@@ -116,16 +117,16 @@ def corr2d_product(
         weight_at = weight_ptr + weight_step + weight_offsets
         if EVEN:
             weight = tl.load(weight_at)
+            inside = (within(h + down, x_height) & within(w + across, x_width))[:, None]
         else:
             weight = tl.load(weight_at, (k < depth - c)[:, None], 0.0)
+            inside = (within(h + down, x_height) & within(w + across, x_width))[:, None]
+            inside = inside & (k < depth - c)[None, :]
         if INSIDE and EVEN:
             x = tl.load(x_at)
             if MASKED:
                 x = passing(x, tl.load(mask_ptr + x_step + x_offsets))
         else:
-            inside = (within(h + down, x_height) & within(w + across, x_width))[:, None]
-            if not EVEN:
-                inside = inside & (k < depth - c)[None, :]
             x = tl.load(x_at, inside, 0.0)
             if MASKED:
                 x = passing(x, tl.load(mask_ptr + x_step + x_offsets, inside, 0.0))
@@ -268,30 +269,28 @@ def corr2d_weight_grad_sum(
     tl.store(dw_ptr + (k * channels + c) * taps + tap, dw, inside)
 
 
-FEW = 16  # channels: with fewer, most of a block of them would be padding
+FEW = 16  # channels of a group: with fewer, most of a block of them would be padding
+TINY = 64  # pairs of channels: with fewer, most of a tile would be
 
 
-def blocked(size: int, most: int, least: int = 16) -> int:
-    """The power of two that holds `size`, from `least` to `most`."""
-    block = least
-    while block < size and block < most:
-        block *= 2
-    return block
+def configs_of(x: Tensor, kind: str, sides: list[tuple[int, int]], block_k: int) -> list[Config]:
+    """For tiles with such sides, as far as numbers of x and of that precision allow.
 
-
-def product_configs(x: Tensor, columns: int, depth: int, exact: bool) -> list[Config]:
-    """For tiles of positions and channels; `exact` for float32 numbers without TF32."""
+    Four warps throughout: eight were reported to compute something else in a loop over taps and
+    channels in one (pytorch/pytorch#173068).
+    """
     size = x.element_size()
-    wide = blocked(columns, 128 if size < 4 else 64)
-    block_k = blocked(depth, 64 if size == 2 and depth % 64 == 0 else 32 if size < 8 else 16)
-    if exact or size == 8:
-        tiles = [(64, min(wide, 64), 4, 2)]
-    else:
-        tiles = [(128, wide, 4, 3), (64, wide, 4, 3)]
+    stages = 3
+    if device_of(x).maker == "hip" or (size >= 4 and kind == "ieee"):
+        stages = 2  # what fits into the shared memory, and what a loop without tensor cores needs
     return [
-        Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": block_k}, num_warps=w, num_stages=s)
-        for m, n, w, s in tiles
+        Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": block_k}, num_warps=4, num_stages=stages)
+        for m, n in dict.fromkeys(sides)
     ]
+
+
+def on_tensor_cores(x: Tensor, kind: str) -> bool:
+    return x.element_size() == 2 or (x.dtype == torch.float32 and kind == "tf32")
 
 
 def corr2d(
@@ -301,17 +300,14 @@ def corr2d(
     window: Sequence[int],
     relu: bool,
     tf32: bool = False,
-) -> Tensor:
-    axes = []
-    for i in (0, 1):
-        before, after = window[2 + 2 * i], window[3 + 2 * i]
-        stride, dilation, kernel = window[i], window[6 + i], weight.size(2 + i)
-        room = x.size(2 + i) + before + after - dilation * (kernel - 1) - 1
-        axes.append(forward_axis(room // stride + 1, kernel, stride, before, dilation))
-    size = (x.size(0), weight.size(0), axes[0].positions, axes[1].positions)
-    y = empty(x, size, is_channels_last(x) or is_channels_last(weight))
-    _write_image(x, None, weight, bias, y, axes, window, relu, tf32, adjoint=False)
-    return y
+    *,
+    out: Tensor,
+) -> None:
+    axes = (
+        forward_axis(out.size(2), weight.size(2), window[0], window[2], window[6]),
+        forward_axis(out.size(3), weight.size(3), window[1], window[4], window[7]),
+    )
+    _write_image(x, None, weight, bias, window, relu, tf32, out, axes, adjoint=False)
 
 
 def corr2d_input_grad(
@@ -322,17 +318,16 @@ def corr2d_input_grad(
     width: int,
     window: Sequence[int],
     tf32: bool = False,
-) -> Tensor:
-    size = (g.size(0), weight.size(1) * window[8], height, width)
-    dx = empty(g, size, is_channels_last(g) or is_channels_last(weight))
-    if dx.numel() == 0:
-        return dx
-    axes = [
-        adjoint_axis(size[2 + i], weight.size(2 + i), window[i], window[2 + 2 * i], window[6 + i])
-        for i in (0, 1)
-    ]
-    _write_image(g, y, weight, None, dx, axes, window, False, tf32, adjoint=True)
-    return dx
+    *,
+    out: Tensor,
+) -> None:
+    if out.numel() == 0:
+        return
+    axes = (
+        adjoint_axis(height, weight.size(2), window[0], window[2], window[6]),
+        adjoint_axis(width, weight.size(3), window[1], window[4], window[7]),
+    )
+    _write_image(g, y, weight, None, window, False, tf32, out, axes, adjoint=True)
 
 
 def _write_image(
@@ -340,110 +335,104 @@ def _write_image(
     mask: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
-    y: Tensor,
-    axes: list[Axis],
     window: Sequence[int],
     relu: bool,
     tf32: bool,
+    y: Tensor,
+    axes: tuple[Axis, Axis],
     adjoint: bool,
 ) -> None:
-    """corr2d, or its adjoint, of x: what they have in common."""
+    """What corr2d and its adjoint have in common."""
     if y.numel() == 0:
         return
     groups = window[8]
-    # A weight of (channels that are written, channels that are read, ...).
-    weight = weight.transpose(0, 1) if adjoint else weight
-    depth = x.size(1) // groups
-    columns = y.size(1) // groups
+    depth, columns = x.size(1) // groups, y.size(1) // groups
     kind = precision(x, tf32)
-    flags = {"BIAS": bias is not None, "RELU": relu}
-    bias = x if bias is None else bias
+    if axes[0].positions * axes[1].positions >= 2**31:
+        raise NotImplementedError("corr2d has no Triton kernels for planes of 2^31 outputs")
+    if depth * columns < TINY:
+        outputs, planes, *kernel = weight.shape
+        weight = weight.view(groups, outputs // groups, planes, *kernel)
+        order = (1, 0, 2, 3, 4) if adjoint else (2, 0, 1, 3, 4)
+        weight = weight.permute(order).reshape(depth, groups * columns, *kernel)
+        run_direct(x, mask, weight, bias, y, axes, groups, relu, adjoint)
+    elif depth < FEW and not adjoint:
+        run_few_channels(x, weight, bias, y, axes, groups, relu, kind)
+    else:
+        _run_product(x, mask, weight, bias, window, relu, y, axes, kind, adjoint)
+
+
+def _run_product(
+    x: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Sequence[int],
+    relu: bool,
+    y: Tensor,
+    axes: tuple[Axis, Axis],
+    kind: str,
+    adjoint: bool,
+) -> None:
+    groups = window[8]
+    columns = y.size(1) // groups
+    taps = axes[0].kernel * axes[1].kernel
+    # A mask that lies otherwise is applied on the way, since one offset serves both.
+    if not is_packed(x, groups) or (mask is not None and strides(mask) != strides(x)):
+        x, mask = packed(x, groups, mask), None
+    depth = x.size(1) // groups
+    # The weight has to have what is summed over side by side. Or, but for TF32, what is written:
+    # the adjoint may then take it as it is for corr2d, with channels last.
+    sideways = adjoint and is_packed(weight, 1) and weight.size(0) // groups == depth
+    if not sideways or (x.dtype == torch.float32 and kind == "tf32"):
+        weight = packed(weight.transpose(0, 1), groups) if adjoint else packed(weight, 1)
+    elif adjoint:
+        weight = weight.transpose(0, 1)
+    channel, *others = strides(weight)
+    weight_group = depth * others[0] if adjoint else columns * channel
+
+    if on_tensor_cores(x, kind):
+        block_k = blocked(depth, 64 if x.element_size() == 2 and depth % 64 == 0 else 32, 16)
+        wide = blocked(columns, 128, 16)
+        sides = [(128, wide), (64, wide), (128, min(wide, 64))]
+        if x.element_size() == 4:
+            sides = sides[1:]
+    else:
+        block_k = 16
+        sides = [(64, blocked(columns, 64, 16))]
     images = x.size(0)
-    sizes = (images, *x.shape[2:], *y.shape[2:])
-    if depth * columns < 4 * FEW:
-        side_by_side = strides(x)[1] == 1
-        block_c = blocked(y.size(1), 64 if side_by_side else 4, 1)
-        config = Config({"BLOCK_C": block_c, "BLOCK_P": 1024 // block_c}, num_warps=4)
-        tiles = triton.cdiv(images * axes[0].positions * axes[1].positions, 1024 // block_c)
-        tiles *= triton.cdiv(y.size(1), block_c) * axes[0].phases * axes[1].phases
+    positions = images * axes[0].positions * axes[1].positions
+    count = positions * axes[0].phases * axes[1].phases
+    if count * columns * groups * depth * taps < 2**30:  # it is over before it could be measured
+        sides = sides[1:2] or sides
+    masked = mask is not None
+    mask = mask if masked else x
+    outside = any(window[2:6]) or (adjoint and taps > 1)
+
+    def run(config: Config) -> None:
+        m, n, k = (config.kwargs[f"BLOCK_{side}"] for side in "MNK")
+        tiles = triton.cdiv(positions, m) * triton.cdiv(columns, n)
         launch(
-            corr2d_direct,
-            (tiles,),
-            *(x, x if mask is None else mask, weight, bias, y, *sizes, depth, columns, groups),
-            *(*axes[0], *axes[1], *strides(x), *strides(x if mask is None else mask)),
-            *(*_weight_strides(weight, groups, adjoint), bias.stride(0), *strides(y)),
+            corr2d_product,
+            (tiles * axes[0].phases * axes[1].phases * groups,),
+            *(x, mask, weight, y if bias is None else bias, y),
+            *(images, *x.shape[2:], *y.shape[2:], depth, columns, groups, *axes[0], *axes[1]),
+            *(*strides(x), weight_group, channel, *others),
+            *(0 if bias is None else bias.stride(0), *y.stride()),
             config=config,
             ADJOINT=adjoint,
-            MASKED=mask is not None,
-            **flags,
-        )
-    elif depth < FEW and not adjoint:
-        held = blocked(depth, FEW, 1)
-        if depth != held or not x.is_contiguous(memory_format=torch.channels_last):
-            x = packed(x, groups, packet=held)
-        weight = packed(weight, 1, packet=held)
-        block_n = blocked(columns, 64)
-        block_k = blocked(held * axes[0].kernel * axes[1].kernel, 64 if x.element_size() == 2 else 32 if x.element_size()==4 else 16)
-        config = Config(
-            {"BLOCK_M": 128, "BLOCK_N": block_n, "BLOCK_K": block_k}, num_warps=4, num_stages=3
-        )
-        tiles = triton.cdiv(images * axes[0].positions * axes[1].positions, 128)
-        launch(
-            corr2d_few_channels,
-            (tiles * triton.cdiv(columns, block_n) * groups,),
-            *(x, weight, bias, y, *sizes, columns, groups),
-            *(axes[1].kernel, axes[0].kernel * axes[1].kernel, axes[0].stride, axes[1].stride),
-            *(axes[0].padding, axes[1].padding, axes[0].dilation, axes[1].dilation),
-            *(bias.stride(0), y.stride(0), y.stride(1), y.stride(3)),
-            config=config,
-            HELD=held,
+            MASKED=masked,
+            BIAS=bias is not None,
+            RELU=relu,
+            INSIDE=not outside,
+            EVEN=depth % k == 0,
+            PHASES=axes[0].apart * axes[1].apart > 1,
             TURNED=y.stride(1) != 1,
             PRECISION=kind,
-            **flags,
         )
-    else:
-        if not is_packed(x, groups) or (mask is not None and strides(mask) != strides(x)):
-            x, mask = packed(x, groups, mask), None
-        sideways = adjoint and (x.dtype != torch.float32 or kind == "ieee")
-        known = is_packed(weight, groups if adjoint else 1)
-        known = known or (sideways and is_packed(weight.transpose(0, 1), 1))
-        if not known or x.size(1) // groups != depth:
-            weight = packed(weight, groups if adjoint else 1)
-        depth = x.size(1) // groups
-        configs = product_configs(x, columns, depth, kind == "ieee" and x.dtype == torch.float32)
-        unpadded = not any(window[2:6])
-        inside = unpadded and (not adjoint or axes[0].kernel * axes[1].kernel == 1)
 
-        def run(config: Config) -> None:
-            m, n, k = (config.kwargs[f"BLOCK_{axis}"] for axis in "MNK")
-            tiles = triton.cdiv(images * axes[0].positions * axes[1].positions, m)
-            tiles *= triton.cdiv(columns, n) * axes[0].phases * axes[1].phases * groups
-            launch(
-                corr2d_product,
-                (tiles,),
-                *(x, x if mask is None else mask, weight, bias, y, *sizes, depth, columns, groups),
-                *(*axes[0], *axes[1], *strides(x)),
-                *(*_weight_strides(weight, groups, adjoint), bias.stride(0), *y.stride()),
-                config=config,
-                ADJOINT=adjoint,
-                MASKED=mask is not None,
-                INSIDE=inside,
-                EVEN=depth % k == 0,
-                PHASES=axes[0].apart * axes[1].apart > 1,
-                TURNED=y.stride(1) != 1,
-                PRECISION=kind,
-                **flags,
-            )
-
-        problem = (*sizes[:3], depth, columns, groups, *axes[0][4:5], *axes[1][4:5], int(adjoint))
-        launch_fastest(run, configs, corr2d_product, problem, x)
-
-
-def _weight_strides(weight: Tensor, groups: int, adjoint: bool) -> tuple[int, ...]:
-    """From a group to the next, and then those of (columns, depth, height, width)."""
-    apart = strides(weight)
-    dim = 1 if adjoint else 0
-    return weight.size(dim) // groups * apart[dim], *apart
+    problem = (images, *y.shape[2:], depth, columns, groups, taps, str(adjoint))
+    launch_fastest(run, configs_of(x, kind, sides, block_k), corr2d_product, problem, x)
 
 
 def corr2d_weight_grad(
@@ -454,96 +443,96 @@ def corr2d_weight_grad(
     width: int,
     window: Sequence[int],
     tf32: bool = False,
-) -> Tensor:
+    *,
+    out: Tensor,
+) -> None:
+    if out.numel() == 0:
+        return
+    if g.numel() * x.numel() == 0:
+        out.zero_()
+        return
     groups = window[8]
     rows, channels, taps = g.size(1) // groups, x.size(1) // groups, height * width
-    dw = empty(g, (g.size(1), channels, height, width), channels_last=False)
-    if g.numel() * x.numel() == 0:
-        return dw.zero_()
-    sum_type = torch.float64 if g.dtype == torch.float64 else torch.float32
-    images, _, *size = g.shape
-    steps = (*window[:2], window[2], window[4], *window[6:8])
+    dtype = torch.float64 if g.dtype == torch.float64 else torch.float32
     held_rows, held = rows, channels
-    if rows * channels < 4 * FEW:
-        side_by_side = strides(g)[1] == 1 and strides(x)[1] == 1
-        columns = channels * taps
-        block_t = blocked(columns, 16, 1)
-        block_c = blocked(g.size(1), 32 if side_by_side else 2, 1)
-        block_p = 4096 // block_t // block_c
-        config = Config({"BLOCK_C": block_c, "BLOCK_T": block_t, "BLOCK_P": block_p}, num_warps=4)
-        tiles = triton.cdiv(g.size(1), block_c) * triton.cdiv(columns, block_t)
-        pixels = images * size[0] * size[1]
-        parts = max(1, min(triton.cdiv(1024, tiles), pixels // (8 * block_p)))
-        sums = g.new_empty((parts, g.size(1), columns), dtype=sum_type)
-        mask = g if y is None else y
-        launch(
-            corr2d_weight_grad_direct,
-            (tiles * parts,),
-            *(g, mask, x, sums, images, *size, rows, *x.shape[2:], channels, columns),
-            *(groups, parts, width, *steps, *strides(g), *strides(mask), *strides(x)),
-            config=config,
-            MASKED=y is not None,
-        )
+    if rows * channels < TINY:
+        sums = run_weight_grad_direct(g, y, x, (height, width), window, dtype)
     else:
         if not is_packed(g, groups) or (y is not None and strides(y) != strides(g)):
             g, y = packed(g, groups, y), None
-        packet = blocked(channels, FEW, 1)
-        if packet == FEW:
-            x = x if is_packed(x, groups) else packed(x, groups)
-        elif channels != packet or not x.is_contiguous(memory_format=torch.channels_last):
-            x = packed(x, groups, packet=packet)
+        packet = blocked(channels, PACKET)
+        x = packed(x, groups, packet=packet)
         held_rows, held = g.size(1) // groups, x.size(1) // groups
-        columns = held * taps
-        block_k = 64 if g.element_size() == 2 else 32 if g.element_size() == 4 else 16
-        box = box_of(images, size[0], size[1], block_k)
-        boxes = triton.cdiv(images, box[0])
-        boxes *= triton.cdiv(size[0], box[1]) * triton.cdiv(size[1], box[2])
-        tiles = triton.cdiv(held_rows, 128) * triton.cdiv(columns, 128) * groups
-        parts = max(1, min(triton.cdiv(264, tiles), boxes // 4))
-        sums = g.new_empty((parts, groups * held_rows, columns), dtype=sum_type)
-        kind = precision(g, tf32)
-        g_n, _, g_h, g_w = strides(g)
-        x_n, _, x_h, x_w = strides(x)
-        x_strides = (x_n, x_h, x_w)
-        tile = 128 if g.element_size() == 2 else 64
-        configs = [
-            Config(
-                {"BLOCK_M": min(m, blocked(held_rows, m)), "BLOCK_N": n, "BLOCK_K": block_k},
-                num_warps=4,
-                num_stages=3 if g.element_size() == 2 else 2,
-            )
-            for m, n in [(tile, tile)]
-        ]
-
-        def run(config: Config) -> None:
-            m, n = (config.kwargs[f"BLOCK_{axis}"] for axis in "MN")
-            tiles = triton.cdiv(held_rows, m) * triton.cdiv(columns, n) * groups
-            launch(
-                corr2d_weight_grad_product,
-                (tiles * parts,),
-                *(g, g if y is None else y, x, sums, images, *size, held_rows),
-                *(*x.shape[2:], held // packet, groups, parts, width, taps, *steps, *box[1:]),
-                *(g_n, g_h, g_w, *(s // packet for s in x_strides)),
-                config=config,
-                PACKET=packet,
-                MASKED=y is not None,
-                PRECISION=kind,
-            )
-
-        problem = (images, *size, held_rows, held, groups, taps)
-        launch_fastest(run, configs, corr2d_weight_grad_product, problem, g)
-    count = sums[0].numel()
+        sums = _run_weight_grad_product(g, y, x, (height, width), window, packet, tf32, dtype)
+    parts, count = sums.size(0), sums.numel() // sums.size(0)
     launch(
         corr2d_weight_grad_sum,
         (triton.cdiv(count, 512),),
-        *(sums, dw, count, parts, rows, channels, held_rows, held, taps),
+        *(sums, out, count, parts, rows, channels, held_rows, held, taps),
         config=Config({"BLOCK": 512}, num_warps=4),
     )
-    return dw
+
+
+def _run_weight_grad_product(
+    g: Tensor,
+    mask: Tensor | None,
+    x: Tensor,
+    kernel: tuple[int, int],
+    window: Sequence[int],
+    packet: int,
+    tf32: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The parts that the weight gradient is the sum of: (parts, output channels, taps, inputs)."""
+    groups = window[8]
+    images, outputs, height, width = g.shape
+    rows, held, taps = outputs // groups, x.size(1) // groups, kernel[0] * kernel[1]
+    columns = taps * held
+    kind = precision(g, tf32)
+    if on_tensor_cores(g, kind):
+        block_k = 128 // g.element_size()
+        tall = blocked(rows, 128 if g.element_size() == 2 else 64, 16)
+        sides = [(tall, 128), (min(tall, 64), 128), (tall, 64)]
+        if g.element_size() == 4:
+            sides = [(tall, 64)]
+    else:
+        block_k = 16
+        sides = [(blocked(rows, 64, 16), 64)]
+    box = box_of(images, height, width, block_k)
+    boxes = triton.cdiv(images, box[0]) * triton.cdiv(height, box[1]) * triton.cdiv(width, box[2])
+    # Enough parts for the multiprocessors of any GPU, twice, but not for less than four boxes each:
+    # their number decides on the order of the sum, so sizes alone decide on it.
+    tiles = groups * triton.cdiv(rows, 128) * triton.cdiv(columns, 128)
+    parts = max(1, min(triton.cdiv(264, tiles), boxes // 4))
+    sums = g.new_empty((parts, outputs, columns), dtype=dtype)
+    masked = mask is not None
+    mask = mask if masked else g
+    g_n, _, g_h, g_w = strides(g)
+    x_n, _, x_h, x_w = strides(x)
+
+    def run(config: Config) -> None:
+        m, n = (config.kwargs[f"BLOCK_{side}"] for side in "MN")
+        launch(
+            corr2d_weight_grad_product,
+            (triton.cdiv(rows, m) * triton.cdiv(columns, n) * groups * parts,),
+            *(g, mask, x, sums, images, height, width, rows),
+            *(*x.shape[2:], held // packet, groups, parts, kernel[1], taps),
+            *(*window[:2], window[2], window[4], *window[6:8], *box[1:]),
+            *(g_n, g_h, g_w, x_n // packet, x_h // packet, x_w // packet),
+            config=config,
+            PACKET=packet,
+            MASKED=masked,
+            PRECISION=kind,
+        )
+
+    problem = (images, height, width, rows, held, groups, taps)
+    configs = configs_of(g, kind, sides, block_k)
+    launch_fastest(run, configs, corr2d_weight_grad_product, problem, g)
+    return sums
 
 
 def box_of(images: int, height: int, width: int, size: int) -> tuple[int, int, int]:
-    """Images x rows x columns, powers of two of the product `size`, such that few boxes hold all."""
+    """Images x rows x columns, powers of two whose product is `size`, such that few hold all."""
     boxes = []
     across = size
     while across >= 1:

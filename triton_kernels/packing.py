@@ -6,6 +6,7 @@ a tile is read along whichever of pixels and channels is contiguous, turned in s
 written along channels. A gradient is masked on the way.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -13,24 +14,25 @@ from triton import Config
 
 from d2lops.ops._layout import empty
 from d2lops.triton_kernels.arithmetic import passing
-from d2lops.triton_kernels.device import INTERPRETED
 from d2lops.triton_kernels.launch import launch
+from d2lops.triton_kernels.taps import blocked
 
 PACKET = 16  # numbers; what Triton asks of every stride, whatever the size of a number
-BLOCKS = {"BLOCK_P": 128, "BLOCK_C": 64} if INTERPRETED else {"BLOCK_P": 64, "BLOCK_C": 64}
-TILE = Config(BLOCKS, num_warps=4)
 
 
 @triton.jit
 def pack(
     x_ptr, mask_ptr, packed_ptr,
-    width, pixels, channels, held, all_held,  # of a group, as read and as held, and of all groups
+    width, pixels, channels, held_packets, groups,  # channels of a group, as read and as held
     x_n, x_c, x_h, x_w,
     mask_n, mask_c, mask_h, mask_w,
+    PACKET: tl.constexpr,
     MASKED: tl.constexpr,
-    DENSE: tl.constexpr,  # whether rows of pixels follow upon another in x
+    DENSE: tl.constexpr,  # whether pixels are x_w apart, also from row to row
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    held = held_packets * PACKET
+    all_held = groups * held
     pixel_blocks = tl.cdiv(pixels, BLOCK_P)
     channel_blocks = tl.cdiv(all_held, BLOCK_C)
     number = tl.program_id(0)
@@ -64,28 +66,36 @@ def is_packed(x: Tensor, groups: int) -> bool:
 
 
 def packed(x: Tensor, groups: int, mask: Tensor | None = None, packet: int = PACKET) -> Tensor:
-    """A copy of an image (or weight) so laid out, with the channels that are held."""
+    """An image (or weight) so laid out and masked, with the channels that are held."""
     images, all_channels, height, width = x.shape
     channels = all_channels // groups
-    held = triton.cdiv(channels, packet) * packet
-    result = empty(x, (images, groups * held, height, width), channels_last=True)
+    held = triton.cdiv(channels, packet)
+    if mask is None and held * packet == channels:
+        if x.is_contiguous(memory_format=torch.channels_last):
+            return x
+        if packet == PACKET and is_packed(x, groups):
+            return x
+    result = empty(x, (images, groups * held * packet, height, width), channels_last=True)
     if result.numel() == 0:
         return result
-    y = x if mask is None else mask
+    masked = mask is not None
+    mask = mask if masked else x
     n, c, h, w = strides(x)
     dense = height == 1 or width == 1 or h == width * w
-    if dense and width == 1:
+    if width == 1:
         w = h  # from each pixel to the next
     pixels = height * width
-    blocks = triton.cdiv(pixels, TILE.kwargs["BLOCK_P"])
-    blocks *= triton.cdiv(groups * held, TILE.kwargs["BLOCK_C"])
+    block_c = blocked(groups * held * packet, 64)
+    block_p = blocked(pixels, 4096 // block_c)
+    tiles = triton.cdiv(pixels, block_p) * triton.cdiv(groups * held * packet, block_c)
     launch(
         pack,
-        (images * blocks,),
-        *(x, y, result, width, pixels, channels, held, groups * held),
-        *(n, c, h, w, *strides(y)),
-        config=TILE,
-        MASKED=mask is not None,
+        (images * tiles,),
+        *(x, mask, result, width, pixels, channels, held, groups),
+        *(n, c, h, w, *strides(mask)),
+        config=Config({"BLOCK_P": block_p, "BLOCK_C": block_c}, num_warps=4),
+        PACKET=packet,
+        MASKED=masked,
         DENSE=dense,
     )
     return result

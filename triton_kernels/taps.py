@@ -1,4 +1,4 @@
-"""Where the windows of a correlation lie: the arithmetic that all kernels of corr2d share.
+"""What the kernels of corr2d share: where windows lie, and how tiles are stored.
 
 With s the stride, d the dilation and p the padding before, tap r of output a lies at input
 
@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
+
+from d2lops.triton_kernels.product import finished
 
 
 class Axis(NamedTuple):
@@ -48,8 +50,16 @@ def adjoint_axis(size: int, kernel: int, stride: int, padding: int, dilation: in
     return Axis(phases, positions, stride, 1, kernel, padding, dilation, tap, image)
 
 
+def blocked(size: int, most: int, least: int = 1) -> int:
+    """The power of two, from `least` to `most`, that holds `size`."""
+    block = least
+    while block < size and block < most:
+        block *= 2
+    return block
+
+
 @triton.jit
-def taps_of(phase, stride, kernel, padding, dilation, tap, ADJOINT: tl.constexpr):  # noqa: N803
+def taps_of(phase, stride, kernel, padding, dilation, tap, ADJOINT: tl.constexpr):
     """First tap that meets the positions of a phase, how many do, and what the first one meets."""
     if ADJOINT:
         first = tl.cast(kernel, tl.int32)
@@ -63,7 +73,7 @@ def taps_of(phase, stride, kernel, padding, dilation, tap, ADJOINT: tl.constexpr
 
 
 @triton.jit
-def places(first, plane, BLOCK: tl.constexpr):  # noqa: N803
+def places(first, plane, BLOCK: tl.constexpr):
     """Images, and places in their planes, of BLOCK positions from number `first` on."""
     image = first // plane
     number = (first - image * plane).to(tl.int32) + tl.arange(0, BLOCK)
@@ -74,3 +84,21 @@ def places(first, plane, BLOCK: tl.constexpr):  # noqa: N803
 def within(position, size):
     """0 <= position < size, in one comparison."""
     return position.to(tl.uint32, bitcast=True) < size
+
+
+@triton.jit
+def store(
+    y_ptr, sums, bias, y_row, y_column, row_inside, column_inside,
+    RELU: tl.constexpr,
+    TURNED: tl.constexpr,  # whether along rows, which are positions, and not along channels
+):  # fmt: skip
+    """A tile of a product, finished."""
+    dtype = y_ptr.dtype.element_ty
+    if TURNED:
+        y = finished(tl.trans(sums), bias[:, None], RELU, dtype)
+        at = y_ptr + y_column[:, None] + y_row[None, :]
+        tl.store(at, y, column_inside[:, None] & row_inside[None, :])
+    else:
+        y = finished(sums, bias[None, :], RELU, dtype)
+        at = y_ptr + y_row[:, None] + y_column[None, :]
+        tl.store(at, y, row_inside[:, None] & column_inside[None, :])
