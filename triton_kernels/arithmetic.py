@@ -13,7 +13,8 @@ def widen(x):
     """To float32, but for float64: what is computed in."""
     if x.dtype == tl.float64:
         return x
-    return x.to(tl.float32)
+    else:  # or this would be compiled as well, and the two differ in type
+        return x.to(tl.float32)
 
 
 @triton.jit

@@ -273,24 +273,33 @@ FEW = 16  # channels of a group: with fewer, most of a block of them would be pa
 TINY = 64  # pairs of channels: with fewer, most of a tile would be
 
 
-def configs_of(x: Tensor, kind: str, sides: list[tuple[int, int]], block_k: int) -> list[Config]:
-    """For tiles with such sides, as far as numbers of x and of that precision allow.
-
-    Four warps throughout: eight were reported to compute something else in a loop over taps and
-    channels in one (pytorch/pytorch#173068).
-    """
-    size = x.element_size()
-    stages = 3
-    if device_of(x).maker == "hip" or (size >= 4 and kind == "ieee"):
-        stages = 2  # what fits into the shared memory, and what a loop without tensor cores needs
-    return [
-        Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": block_k}, num_warps=4, num_stages=stages)
-        for m, n in dict.fromkeys(sides)
-    ]
-
-
 def on_tensor_cores(x: Tensor, kind: str) -> bool:
     return x.element_size() == 2 or (x.dtype == torch.float32 and kind == "tf32")
+
+
+def configs_of(x: Tensor, kind: str, rows: int, columns: int, block_k: int) -> list[Config]:
+    """For tiles of a matrix with so many rows and columns.
+
+    Tiles are as large as registers allow, which hold sums everywhere but on Blackwell, and until
+    Hopper what is multiplied as well. Four warps throughout: eight were reported to compute
+    something else in a loop over taps and channels in one (pytorch/pytorch#173068).
+    """
+    device = device_of(x)
+    ampere = device.maker == "cuda" and device.capability < 90
+    wide = blocked(columns, 128, 16)
+    sides = [(64, min(wide, 64))]
+    if on_tensor_cores(x, kind) and x.element_size() == 4:
+        sides = sides if ampere else [(128, min(wide, 64)), *sides]
+    elif on_tensor_cores(x, kind) and ampere:
+        sides = [(64, wide), *sides]
+    elif on_tensor_cores(x, kind):
+        sides = [(128, wide), (64, wide), (128, min(wide, 64))]
+    stages = 2 if device.maker == "hip" else 3  # as much as fits into the shared memory
+    sides = dict.fromkeys((min(m, blocked(rows, m, 16)), n) for m, n in sides)
+    return [
+        Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": block_k}, num_warps=4, num_stages=stages)
+        for m, n in sides
+    ]
 
 
 def corr2d(
@@ -391,20 +400,15 @@ def _run_product(
     channel, *others = strides(weight)
     weight_group = depth * others[0] if adjoint else columns * channel
 
+    block_k = 16
     if on_tensor_cores(x, kind):
         block_k = blocked(depth, 64 if x.element_size() == 2 and depth % 64 == 0 else 32, 16)
-        wide = blocked(columns, 128, 16)
-        sides = [(128, wide), (64, wide), (128, min(wide, 64))]
-        if x.element_size() == 4:
-            sides = sides[1:]
-    else:
-        block_k = 16
-        sides = [(64, blocked(columns, 64, 16))]
     images = x.size(0)
     positions = images * axes[0].positions * axes[1].positions
-    count = positions * axes[0].phases * axes[1].phases
-    if count * columns * groups * depth * taps < 2**30:  # it is over before it could be measured
-        sides = sides[1:2] or sides
+    configs = configs_of(x, kind, 128, columns, block_k)
+    flops = positions * axes[0].phases * axes[1].phases * groups * columns * depth * taps
+    if flops < 2**30:  # it is over before it could be measured, and small tiles are more tiles
+        configs = configs[1:2] or configs
     masked = mask is not None
     mask = mask if masked else x
     outside = any(window[2:6]) or (adjoint and taps > 1)
@@ -432,7 +436,7 @@ def _run_product(
         )
 
     problem = (images, *y.shape[2:], depth, columns, groups, taps, str(adjoint))
-    launch_fastest(run, configs_of(x, kind, sides, block_k), corr2d_product, problem, x)
+    launch_fastest(run, configs, corr2d_product, problem, x)
 
 
 def corr2d_weight_grad(
@@ -489,15 +493,7 @@ def _run_weight_grad_product(
     rows, held, taps = outputs // groups, x.size(1) // groups, kernel[0] * kernel[1]
     columns = taps * held
     kind = precision(g, tf32)
-    if on_tensor_cores(g, kind):
-        block_k = 128 // g.element_size()
-        tall = blocked(rows, 128 if g.element_size() == 2 else 64, 16)
-        sides = [(tall, 128), (min(tall, 64), 128), (tall, 64)]
-        if g.element_size() == 4:
-            sides = [(tall, 64)]
-    else:
-        block_k = 16
-        sides = [(blocked(rows, 64, 16), 64)]
+    block_k = 128 // g.element_size() if on_tensor_cores(g, kind) else 16
     box = box_of(images, height, width, block_k)
     boxes = triton.cdiv(images, box[0]) * triton.cdiv(height, box[1]) * triton.cdiv(width, box[2])
     # Enough parts for the multiprocessors of any GPU, twice, but not for less than four boxes each:
@@ -526,7 +522,7 @@ def _run_weight_grad_product(
         )
 
     problem = (images, height, width, rows, held, groups, taps)
-    configs = configs_of(g, kind, sides, block_k)
+    configs = configs_of(g, kind, rows, columns, block_k)
     launch_fastest(run, configs, corr2d_weight_grad_product, problem, g)
     return sums
 
