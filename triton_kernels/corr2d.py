@@ -49,7 +49,6 @@ from d2lops.triton_kernels.taps import (
     places,
     store,
     taps_of,
-    within,
 )
 
 
@@ -115,12 +114,13 @@ def corr2d_product(
         weight_step += c.to(tl.int64) * weight_depth
         x_at = x_ptr + x_step + x_offsets
         weight_at = weight_ptr + weight_step + weight_offsets
+        inside_h = (h + down).to(tl.uint32, bitcast=True) < x_height
+        inside_w = (w + across).to(tl.uint32, bitcast=True) < x_width
+        inside = (inside_h & inside_w)[:, None]
         if EVEN:
             weight = tl.load(weight_at)
-            inside = (within(h + down, x_height) & within(w + across, x_width))[:, None]
         else:
             weight = tl.load(weight_at, (k < depth - c)[:, None], 0.0)
-            inside = (within(h + down, x_height) & within(w + across, x_width))[:, None]
             inside = inside & (k < depth - c)[None, :]
         if INSIDE and EVEN:
             x = tl.load(x_at)
@@ -229,8 +229,8 @@ def corr2d_weight_grad_product(
         g_step += first_b.to(tl.int64) * g_w
         x_step = first_n.to(tl.int64) * x_n + down.to(tl.int64) * x_h + across.to(tl.int64) * x_w
         present = (image < images - first_n) & (a < g_height - first_a) & (b < g_width - first_b)
-        inside_h = within((h + down)[:, None] + tap_h[None, :], x_height)
-        inside_w = within((w + across)[:, None] + tap_w[None, :], x_width)
+        inside_h = ((h + down)[:, None] + tap_h[None, :]).to(tl.uint32, bitcast=True) < x_height
+        inside_w = ((w + across)[:, None] + tap_w[None, :]).to(tl.uint32, bitcast=True) < x_width
         g = tl.load(g_ptr + g_step + g_offsets, present[:, None], 0.0)
         if MASKED:
             g = passing(g, tl.load(mask_ptr + g_step + g_offsets, present[:, None], 0.0))
@@ -287,7 +287,7 @@ def configs_of(x: Tensor, kind: str, rows: int, columns: int, block_k: int) -> l
     device = device_of(x)
     ampere = device.maker == "cuda" and device.capability < 90
     wide = blocked(columns, 128, 16)
-    sides = [(64, min(wide, 64))]
+    sides = [(64, min(wide, 256 // x.element_size()))]
     if on_tensor_cores(x, kind) and x.element_size() == 4:
         sides = sides if ampere else [(128, min(wide, 64)), *sides]
     elif on_tensor_cores(x, kind) and ampere:

@@ -18,28 +18,13 @@ import triton.language as tl
 from torch import Tensor
 from triton import Config
 
-from d2lops.triton_kernels.arithmetic import passing, widen
+from d2lops.triton_kernels.arithmetic import passing
 from d2lops.triton_kernels.launch import launch
 from d2lops.triton_kernels.packing import packed, strides
 from d2lops.triton_kernels.product import finished, multiply, tile_at
-from d2lops.triton_kernels.taps import Axis, blocked, places, store, taps_of, within
+from d2lops.triton_kernels.taps import Axis, blocked, places, store, taps_of
 
 UNROLLED = 8  # taps across, at most
-
-
-@triton.jit
-def with_tap(
-    sums, x_at, mask_at, weight_at, s, w, image_w, tap_w, x_w, mask_w, weight_w, x_width,
-    there, inside, MASKED: tl.constexpr,
-):  # fmt: skip
-    """Number s of the taps across, added to sums of channels x positions."""
-    inside = inside & within(w + s * image_w, x_width)
-    inside = there[:, None] & inside[None, :]
-    x = tl.load(x_at + s * image_w * tl.cast(x_w, tl.int64), inside, 0.0)
-    if MASKED:
-        x = passing(x, tl.load(mask_at + s * image_w * tl.cast(mask_w, tl.int64), inside, 0.0))
-    weight = tl.load(weight_at + s * tap_w * tl.cast(weight_w, tl.int64), there, 0.0)
-    return sums + widen(x) * widen(weight)[:, None]
 
 
 @triton.jit
@@ -55,7 +40,7 @@ def corr2d_direct(
     bias_stride,
     y_n, y_c, y_h, y_w,
     ADJOINT: tl.constexpr, MASKED: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr,
-    TAPS_ACROSS: tl.constexpr,  # 0 if there are many, or if they vary
+    UNROLL: tl.constexpr,  # so many taps across, which is best all of them
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     count = tl.cast(images, tl.int64) * positions_h * positions_w
@@ -90,24 +75,22 @@ def corr2d_direct(
     sums = tl.zeros((BLOCK_C, BLOCK_P), sum_type)
     for c in range(depth):
         for r in range(count_h):
-            inside = within(h + r * image_h, x_height) & (image < images)
             down = r * image_h
+            inside_h = ((h + down).to(tl.uint32, bitcast=True) < x_height) & (image < images)
             x_row = x_at + (down * tl.cast(x_h, tl.int64) + c * tl.cast(x_c, tl.int64))
             mask_row = mask_at + (down * tl.cast(mask_h, tl.int64) + c * tl.cast(mask_c, tl.int64))
             weight_row = weight_at + c * tl.cast(weight_depth, tl.int64)
             weight_row += r * tap_h * tl.cast(weight_h, tl.int64)
-            if TAPS_ACROSS > 0:
-                for s in tl.static_range(TAPS_ACROSS):
-                    sums = with_tap(
-                        sums, x_row, mask_row, weight_row, s, w, image_w, tap_w,
-                        x_w, mask_w, weight_w, x_width, there, inside, MASKED,
-                    )  # fmt: skip
-            else:
-                for s in range(count_w):
-                    sums = with_tap(
-                        sums, x_row, mask_row, weight_row, s, w, image_w, tap_w,
-                        x_w, mask_w, weight_w, x_width, there, inside, MASKED,
-                    )  # fmt: skip
+            for s in tl.range(0, count_w, loop_unroll_factor=UNROLL):
+                across = s * image_w
+                inside = inside_h & ((w + across).to(tl.uint32, bitcast=True) < x_width)
+                inside = there[:, None] & inside[None, :]
+                x = tl.load(x_row + across * tl.cast(x_w, tl.int64), inside, 0.0)
+                if MASKED:
+                    mask = tl.load(mask_row + across * tl.cast(mask_w, tl.int64), inside, 0.0)
+                    x = passing(x, mask)
+                weight = tl.load(weight_row + s * tap_w * tl.cast(weight_w, tl.int64), there, 0.0)
+                sums += x.to(sum_type) * weight.to(sum_type)[:, None]
 
     if BIAS:
         bias = tl.load(bias_ptr + channel * bias_stride, there, 0.0)
@@ -157,9 +140,9 @@ def corr2d_few_channels(
         down = tap // kernel_w * dilation_h
         across = tap % kernel_w * dilation_w
         x_column = down * x_h + across * x_w + k % HELD
-        inside = within(h[:, None] + down[None, :], x_height)
-        inside = inside & within(w[:, None] + across[None, :], x_width)
-        inside = inside & (tap < taps)[None, :]
+        inside = (h[:, None] + down[None, :]).to(tl.uint32, bitcast=True) < x_height
+        inside_w = (w[:, None] + across[None, :]).to(tl.uint32, bitcast=True) < x_width
+        inside = inside & inside_w & (tap < taps)[None, :]
         x = tl.load(x_ptr + x_row[:, None] + x_column[None, :], inside, 0.0)
         weight_at = weight_ptr + k[:, None] + weight_row[None, :]
         weight = tl.load(weight_at, (tap < taps)[:, None], 0.0)
@@ -223,7 +206,7 @@ def corr2d_weight_grad_direct(
         g_row = image * g_n + a.to(tl.int64) * g_h
         mask_row = image * mask_n + a.to(tl.int64) * mask_h
         x_row = image * x_n + h.to(tl.int64) * x_h
-        down = written & within(h + tap_h, x_height)[None, :]
+        down = written & ((h + tap_h).to(tl.uint32, bitcast=True) < x_height)[None, :]
         for first in range(0, g_width, BLOCK_P):
             present = b < g_width - first
             inside = there[:, None, None] & present[None, None, :]
@@ -232,10 +215,10 @@ def corr2d_weight_grad_direct(
                 mask_step = mask_row + first * tl.cast(mask_w, tl.int64)
                 g = passing(g, tl.load(mask_at + mask_step, inside, 0.0))
             across = first * stride_w
-            inside = within((w + across)[None, :] + tap_w[:, None], x_width) & present[None, :]
-            inside = inside[None, :, :] & down[:, :, None]
+            inside = ((w + across)[None, :] + tap_w[:, None]).to(tl.uint32, bitcast=True) < x_width
+            inside = (inside & present[None, :])[None, :, :] & down[:, :, None]
             x = tl.load(x_at + (x_row + across * tl.cast(x_w, tl.int64)), inside, 0.0)
-            sums += widen(g) * widen(x)
+            sums += g.to(sums.dtype) * x.to(sums.dtype)
         a += 1
         last = a == g_height
         a = tl.where(last, 0, a)
@@ -267,7 +250,6 @@ def run_direct(
     down, across = axes
     tiles = triton.cdiv(x.size(0) * down.positions * across.positions, block_p)
     tiles *= triton.cdiv(y.size(1), block_c) * down.phases * across.phases
-    unrolled = across.kernel <= UNROLLED and (not adjoint or across.apart == 1)
     masked = mask is not None
     mask = mask if masked else x
     launch(
@@ -282,7 +264,7 @@ def run_direct(
         MASKED=masked,
         BIAS=bias is not None,
         RELU=relu,
-        TAPS_ACROSS=across.kernel if unrolled else 0,
+        UNROLL=min(triton.cdiv(across.kernel, across.tap), UNROLLED),
     )
 
 

@@ -11,6 +11,9 @@ h = phase + a s, the taps of a phase are first, first + tap, first + 2 tap, ... 
 is shift + a, shift + image + a, shift + 2 image + a, ..., where tap = s / gcd(s, d) and image =
 -d / gcd(s, d).
 So no tap is visited in vain, and forward is the case of one phase, with positions s apart.
+
+Whether a tap is inside of the image, 0 <= h < height, is one comparison of h taken as an unsigned
+number.
 """
 
 import math
@@ -78,12 +81,6 @@ def places(first, plane, BLOCK: tl.constexpr):
     image = first // plane
     number = (first - image * plane).to(tl.int32) + tl.arange(0, BLOCK)
     return image + number // plane, number % plane
-
-
-@triton.jit
-def within(position, size):
-    """0 <= position < size, in one comparison."""
-    return position.to(tl.uint32, bitcast=True) < size
 
 
 @triton.jit
