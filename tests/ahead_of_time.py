@@ -198,7 +198,7 @@ def machine_code(gpu: Gpu, wanted: Launch) -> MachineCode:
         constexprs=dict(wanted.constants),
         attrs={(index,): [["tt.divisibility", 16]] for index in wanted.divisible},
     )
-    options = {"num_warps": wanted.warps, "num_stages": wanted.stages}
+    options = {"num_warps": wanted.warps, "num_stages": wanted.stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=gpu.target, options=options)
     assert compiled.metadata.num_warps == wanted.warps
     if gpu.target.backend == "hip":

@@ -33,7 +33,10 @@ def launch(
         kernel[grid](*arguments, **constants)
         return
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    wrap_triton(kernel)[grid](*arguments, **constants, **options)
+    started = wrap_triton(kernel)
+    if started is kernel:  # not traced, where this has no place; Triton's own default changes
+        options["enable_fp_fusion"] = True
+    started[grid](*arguments, **constants, **options)
 
 
 def launch_fastest(
