@@ -102,11 +102,11 @@ def collapsed(g: Tensor, y: Tensor) -> list[tuple[int, int, int]]:
     return dims or [(1, 0, 0)]
 
 
-def bias_grad(g: Tensor, y: Tensor | None) -> Tensor:
-    channels = g.size(1)
-    db = g.new_empty(channels)
+def bias_grad(g: Tensor, y: Tensor | None, *, out: Tensor) -> None:
     if g.numel() == 0:
-        return db.zero_()
+        out.zero_()
+        return
+    channels = g.size(1)
     dims = collapsed(g, g if y is None else y)
     rank = len(dims)
     sizes, g_strides, y_strides = zip(*[(1, 0, 0)] * (3 - rank), *dims, strict=True)
@@ -120,10 +120,10 @@ def bias_grad(g: Tensor, y: Tensor | None) -> Tensor:
     least = triton.cdiv(pixels, triton.cdiv(ENOUGH_PROGRAMS, blocks))
     part_size = max(triton.cdiv(least, step), LEAST_STEPS) * step
     parts = triton.cdiv(pixels, part_size)
-    sums = db
+    sums = out
     if parts > 1:
         dtype = torch.float64 if g.dtype == torch.float64 else torch.float32
-        sums = db.new_empty((parts, channels), dtype=dtype)
+        sums = out.new_empty((parts, channels), dtype=dtype)
     reach = [
         sum((n - 1) * s for n, s in zip(sizes, t, strict=True)) for t in (g_strides, y_strides)
     ]
@@ -131,17 +131,8 @@ def bias_grad(g: Tensor, y: Tensor | None) -> Tensor:
     launch(
         sum_parts,
         (parts * blocks,),
-        g,
-        y,
-        sums,
-        channels,
-        pixels,
-        *sizes[1:],
-        part_size,
-        g.stride(1),
-        *g_strides,
-        0 if y is None else y.stride(1),
-        *y_strides,
+        *(g, y, sums, channels, pixels, *sizes[1:], part_size),
+        *(g.stride(1), *g_strides, 0 if y is None else y.stride(1), *y_strides),
         config=config,
         RANK=rank,
         WIDE=max(*reach, pixels + part_size) >= 2**31,
@@ -149,5 +140,4 @@ def bias_grad(g: Tensor, y: Tensor | None) -> Tensor:
     )
     if parts > 1:
         grid = (triton.cdiv(channels, ADDING.kwargs["BLOCK_CHANNELS"]),)
-        launch(add_parts, grid, sums, db, channels, parts, config=ADDING)
-    return db
+        launch(add_parts, grid, sums, out, channels, parts, config=ADDING)
