@@ -195,7 +195,7 @@ def fitted(
         depth = max(16, depth // itemsize)  # no product is shorter
         stage = (rows * (1 + masked) + columns) * depth * itemsize
         blocks = {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": depth}
-        # For AMD, two of which one is in registers on its way.
+        # AMD's compiler overlaps two, and holds one of them in registers.
         fit = 2 if device.maker == "hip" else device.shared_memory // stage
         stages = min(stages, fit)
         configs.append(Config(blocks, num_warps=warps, num_stages=stages))
