@@ -831,7 +831,7 @@ def pool(x: Tensor, y: Tensor, argmax: Tensor | None, windows: Windows) -> None:
     taps = most[0] * most[1]
     constants = windows.averaging()
     far_apart = windows.columns.inputs >= 8 * windows.columns.outputs or positions < 8
-    few = planes.images * planes.channels * positions < 2**17
+    few = planes.images * planes.channels * positions < 2**13
     share = (taps >= 16 and far_apart and not planes.channels_inside()) or (taps >= 32 and few)
     if windows.small() and not share:
         constants |= windows.constants()
