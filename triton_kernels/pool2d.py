@@ -11,8 +11,8 @@ cover an input, so that every element is written once, and needs no atomics.
 Tiling: a program has some positions of the planes of some channels. What a window sees depends on
 its position alone, so it is found once and used for all of a lane's channels. Lanes are along
 whichever lies side by side in memory: channels, 16 bytes for each lane, or else positions, with
-the channels in turn. Windows without padding, and of at most 25 taps, are compiled for their sizes:
-no loop, all loads in flight at once. Their adjoint's tile is made of cells, as high and wide as the
+the channels in turn. Windows without dilation, of at most 25 taps, are compiled for their sizes: no
+loop, all loads in flight at once. Their adjoint's tile is made of cells, as high and wide as the
 stride is: all inputs of a cell are covered by the same few windows, which are read once. Large
 windows that are few, or lie apart, have a program of their own, whose lanes share the taps.
 
@@ -753,7 +753,8 @@ def tile_of_taps(planes: Planes, positions: int, taps: int) -> Config:
     channels = power_of_two(planes.channels, 2048 // max(block, 16))
     if INTERPRETED:  # where a program takes long, whatever its size
         return Config({"BLOCK_CHANNELS": power_of_two(planes.channels, 64), "BLOCK_TAPS": 512})
-    while channels > 1 and planes.images * planes.channels * positions < 512 * channels:
+    least = min(channels, 32) if inside else 1  # that lie side by side
+    while channels > least and planes.images * planes.channels * positions < 512 * channels:
         channels //= 2
     return Config({"BLOCK_CHANNELS": channels, "BLOCK_TAPS": max(block, 16)}, num_warps=4)
 
@@ -831,7 +832,7 @@ def pool(x: Tensor, y: Tensor, argmax: Tensor | None, windows: Windows) -> None:
     taps = most[0] * most[1]
     constants = windows.averaging()
     far_apart = windows.columns.inputs >= 8 * windows.columns.outputs or positions < 8
-    few = planes.images * planes.channels * positions < 2**17
+    few = planes.images * planes.channels * positions < 2**13
     share = (taps >= 16 and far_apart and not planes.channels_inside()) or (taps >= 32 and few)
     if windows.small() and not share:
         constants |= windows.constants()
