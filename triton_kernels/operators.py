@@ -4,7 +4,6 @@ A `triton_op` is one that the compiler looks into: it sees the kernels, and plan
 them. Kernels that are interpreted it could not look into, so there the operator is opaque.
 """
 
-import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,20 +12,12 @@ import torch
 from torch import Tensor
 from torch.library import custom_op, triton_op
 
+from d2lops.triton_kernels import bias_grad, corr2d, dropout, linear_relu, pool2d
 from d2lops.triton_kernels.device import INTERPRETED
-
-
-def _modules():
-    for name in ["bias_grad", "corr2d", "dropout", "linear_relu", "pool2d"]:
-        try:
-            yield importlib.import_module("d2lops.triton_kernels." + name)
-        except ImportError:
-            pass
-
 
 LAUNCHERS: dict[str, Callable] = {
     name: launcher
-    for module in _modules()
+    for module in (bias_grad, corr2d, dropout, linear_relu, pool2d)
     for name, launcher in vars(module).items()
     if hasattr(torch.ops.d2lops, name) and inspect.isfunction(launcher)
 }
@@ -55,8 +46,6 @@ def define(name: str, rule: Callable) -> Callable:
         if any(arguments[i] is None for i in tensors):  # which torch lets pass
             raise RuntimeError(f"{name}(): expected a Tensor, but got None")
         out = rule(*arguments, **named)
-        if "out" not in inspect.signature(launcher).parameters:
-            return launcher(*arguments, **named)
         with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device
             launcher(*arguments, **named, out=out)
         return out

@@ -24,13 +24,11 @@ those of 16-bit numbers that are two apart.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton import Config
 
-from d2lops.ops._layout import empty, is_channels_last
 from d2lops.triton_kernels.arithmetic import narrow, widen
 from d2lops.triton_kernels.blocks import (
     POSITIONS,
@@ -42,73 +40,18 @@ from d2lops.triton_kernels.blocks import (
 )
 from d2lops.triton_kernels.device import INTERPRETED
 from d2lops.triton_kernels.launch import launch, launch_fastest
+from d2lops.triton_kernels.windows import (
+    Axis,
+    Windows,
+    adaptive,
+    between,
+    extent,
+    inputs_of,
+    origin_of,
+    window_over,
+)
 
-MOST_UNROLLED = 25  # taps, of windows that kernels are compiled for
 INFINITY = tl.constexpr(float("inf"))
-
-
-# Windows along one axis, as csrc/common/window.h has them, of many outputs or inputs at once.
-
-
-@triton.jit
-def origin_of(output, inputs, outputs, stride, padding, ADAPTIVE: tl.constexpr):
-    """The input at a window's first tap, which may be in the padding."""
-    if ADAPTIVE:
-        return output * inputs // outputs
-    else:
-        return output * stride - padding
-
-
-@triton.jit
-def inputs_of(
-    output, inputs, outputs, kernel, stride, padding, dilation,
-    ADAPTIVE: tl.constexpr,
-):  # fmt: skip
-    """A window's first input, how many there are, `dilation` apart, and the first one's tap."""
-    origin = origin_of(output, inputs, outputs, stride, padding, ADAPTIVE)
-    if ADAPTIVE:
-        return origin, tl.cdiv((output + 1) * inputs, outputs) - origin, 0 * origin
-    else:
-        tap = tl.cdiv(tl.maximum(-origin, 0), dilation)
-        end = tl.minimum(kernel, tl.cdiv(tl.maximum(inputs - origin, 0), dilation))
-        return origin + tap * dilation, end - tap, tap
-
-
-@triton.jit
-def window_over(
-    input, number, inputs, outputs, kernel, stride, padding, dilation, most,
-    ADAPTIVE: tl.constexpr,
-):  # fmt: skip
-    """The window with a number from 0 to most - 1 among those that may cover an input: which one
-    it is, which of its taps the input is, and whether it covers it."""
-    if ADAPTIVE:
-        window = input * outputs // inputs + number
-        covers = window < tl.cdiv((input + 1) * outputs, inputs)
-        return window, input - window * inputs // outputs, covers
-    else:
-        padded = input + padding
-        window = padded // stride - (most - 1) + number
-        distance = padded - window * stride
-        tap = distance // dilation
-        covers = (window >= 0) & (window < outputs) & (tap < kernel) & (distance % dilation == 0)
-        return window, tap, covers
-
-
-@triton.jit
-def extent(
-    output, inputs, outputs, kernel, stride, padding, padding_after,
-    COUNT_INCLUDE_PAD: tl.constexpr, ADAPTIVE: tl.constexpr,
-):  # fmt: skip
-    """What an average divides by: the window without what sticks out beyond the padding, or beyond
-    the input. At least 1, which matters to windows that see nothing."""
-    origin = origin_of(output, inputs, outputs, stride, padding, ADAPTIVE)
-    if ADAPTIVE:
-        seen = tl.cdiv((output + 1) * inputs, outputs) - origin
-    elif COUNT_INCLUDE_PAD:
-        seen = tl.minimum(origin + kernel, inputs + padding_after) - origin
-    else:
-        seen = tl.minimum(origin + kernel, inputs) - tl.maximum(origin, 0)
-    return tl.maximum(seen, 1)
 
 
 # Tiles, of positions and channels, and what is computed on them.
@@ -553,138 +496,6 @@ def gather(
     tl.store(place + row * y_stride_h + column * y_stride_w, y, exists)
 
 
-class Axis(NamedTuple):
-    """Windows along one axis."""
-
-    inputs: int
-    outputs: int
-    kernel: int  # of adaptive windows, the most taps that one has
-    stride: int = 0
-    before: int = 0  # padding
-    after: int = 0
-    dilation: int = 1
-
-    def count(self, ceil_mode: bool) -> int:
-        """With `ceil_mode`, the last window may stick out beyond the padding, as long as it begins
-        before it."""
-        room = self.inputs + self.before + self.after - (self.kernel - 1) * self.dilation - 1
-        windows = (room + (self.stride - 1 if ceil_mode else 0)) // self.stride + 1
-        begins_too_late = (windows - 1) * self.stride >= self.inputs + self.before
-        return windows - (1 if ceil_mode and begins_too_late else 0)
-
-    def most_over(self, adaptive: bool) -> int:
-        """No more windows may cover an input."""
-        if adaptive:
-            return self.outputs // self.inputs + (0 if self.outputs % self.inputs == 0 else 2)
-        return (self.kernel - 1) * self.dilation // self.stride + 1
-
-    def inside(self, padded: bool = False) -> bool:
-        """Whether no window sticks out of the input, or of the padded input."""
-        end = (self.outputs - 1) * self.stride + (self.kernel - 1) * self.dilation + 1
-        if padded:
-            return end - self.before <= self.inputs + self.after
-        return self.before == 0 and end <= self.inputs
-
-
-class Windows(NamedTuple):
-    """Of a plane. An average's sum is divided by `divisor`, unless that is 0."""
-
-    rows: Axis
-    columns: Axis
-    adaptive: bool = False
-    divisor: int = 0
-    count_include_pad: bool = True
-
-    def sizes(self) -> tuple[int, ...]:
-        return self.rows.inputs, self.columns.inputs, self.rows.outputs, self.columns.outputs
-
-    def taps(self) -> int:
-        return self.rows.kernel * self.columns.kernel
-
-    def numbers(self) -> tuple[int, ...]:
-        """As raw operators have them: kernel, stride, padding, dilation."""
-        r, c = self.rows, self.columns
-        padding = (r.before, r.after, c.before, c.after)
-        return (r.kernel, c.kernel, r.stride, c.stride, *padding, r.dilation, c.dilation)
-
-    def are_one(self) -> bool:
-        """Whether there is but one window, of the whole plane."""
-        return all(
-            not self.adaptive and axis.outputs == 1 and axis.kernel == axis.inputs and axis.inside()
-            for axis in (self.rows, self.columns)
-        )
-
-    def small(self) -> bool:
-        """Whether it pays to compile kernels for them."""
-        dilated = self.rows.dilation > 1 or self.columns.dilation > 1
-        return not self.adaptive and not dilated and self.taps() <= MOST_UNROLLED
-
-    def cells(self) -> dict[str, int] | None:
-        """Which windows cover cells of inputs as large as the stride; None if it does not pay to
-        compile kernels for that."""
-        constants = {}
-        for name, axis in ("H", self.rows), ("W", self.columns):
-            first = -((axis.kernel - 1 - axis.before) // axis.stride)
-            constants[f"FIRST_{name}"] = first
-            constants[f"COUNT_{name}"] = (axis.stride - 1 + axis.before) // axis.stride - first + 1
-        seen = constants["COUNT_H"] * constants["COUNT_W"]
-        stored = self.rows.stride * self.columns.stride
-        return constants if max(seen, stored) <= 9 else None
-
-    def constants(self) -> dict[str, Any]:
-        names = ["KERNEL_H", "KERNEL_W", "STRIDE_H", "STRIDE_W", "TOP", "BOTTOM", "LEFT", "RIGHT"]
-        return dict(zip(names, self.numbers(), strict=False))
-
-    def averaging(self) -> dict[str, Any]:
-        divisor = self.divisor
-        padded = self.count_include_pad
-        if divisor == 0 and self.small() and all(axis.inside(padded) for axis in self[:2]):
-            divisor = self.taps()  # which need not be found out for each window
-        return {"DIVISOR": divisor, "COUNT_INCLUDE_PAD": self.count_include_pad}
-
-    def reach(self) -> int:
-        """No number that tells of a position or a tap is larger."""
-        if self.adaptive:
-            return max((axis.outputs + 1) * (axis.inputs + 1) for axis in (self.rows, self.columns))
-        return max(
-            axis.inputs + axis.outputs * axis.stride + axis.kernel * axis.dilation
-            for axis in (self.rows, self.columns)
-        )
-
-
-def between(height: int, width: int, rows: int, columns: int, window: Sequence[int]) -> Windows:
-    """Windows that slide from inputs of one size to outputs of the other."""
-    dilation = window[8:] or (1, 1)
-    return Windows(
-        Axis(height, rows, window[0], window[2], window[4], window[5], dilation[0]),
-        Axis(width, columns, window[1], window[3], window[6], window[7], dilation[1]),
-    )
-
-
-def sliding(x: Tensor, window: Sequence[int], ceil_mode: bool) -> Windows:
-    windows = between(x.size(2), x.size(3), 0, 0, window)
-    return between(
-        x.size(2),
-        x.size(3),
-        windows.rows.count(ceil_mode),
-        windows.columns.count(ceil_mode),
-        window,
-    )
-
-
-def adaptive(height: int, width: int, rows: int, columns: int) -> Windows:
-    """Windows that share an image out without a rest slide over it."""
-    if rows == 0 or columns == 0:
-        return Windows(Axis(height, rows, 0), Axis(width, columns, 0), True)
-    exact = height % rows == 0 and width % columns == 0
-    axes = []
-    for inputs, outputs in (height, rows), (width, columns):
-        size = inputs // outputs
-        most = size if inputs % outputs == 0 else size + 2
-        axes.append(Axis(inputs, outputs, most, size) if exact else Axis(inputs, outputs, most))
-    return Windows(axes[0], axes[1], not exact)
-
-
 # What launchers have in common.
 
 
@@ -903,64 +714,46 @@ def look_up(x: Tensor | None, argmax: Tensor, y: Tensor, windows: Windows) -> No
     )  # fmt: skip
 
 
-def empties(x: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
-    """For maxima and where they are."""
-    size = [*x.shape[:2], windows.rows.outputs, windows.columns.outputs]
-    channels_last = is_channels_last(x)
-    index = torch.uint8 if windows.taps() <= 255 else torch.int32
-    return empty(x, size, channels_last), empty(x, size, channels_last, index)
+def max_pool2d(
+    x: Tensor, window: Sequence[int], ceil_mode: bool, *, out: tuple[Tensor, Tensor]
+) -> None:
+    y, argmax = out
+    pool(x, y, argmax, between(*x.shape[2:], *y.shape[2:], window))
 
 
-def max_pool2d(x: Tensor, window: Sequence[int], ceil_mode: bool) -> tuple[Tensor, Tensor]:
-    windows = sliding(x, window, ceil_mode)
-    y, argmax = empties(x, windows)
-    pool(x, y, argmax, windows)
-    return y, argmax
+def adaptive_max_pool2d(x: Tensor, height: int, width: int, *, out: tuple[Tensor, Tensor]) -> None:
+    y, argmax = out
+    pool(x, y, argmax, adaptive(*x.shape[2:], height, width))
 
 
-def adaptive_max_pool2d(x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    windows = adaptive(x.size(2), x.size(3), height, width)
-    y, argmax = empties(x, windows)
-    pool(x, y, argmax, windows)
-    return y, argmax
+def max_pool2d_gather(x: Tensor, argmax: Tensor, window: Sequence[int], *, out: Tensor) -> None:
+    look_up(x, argmax, out, between(*x.shape[2:], *argmax.shape[2:], window))
 
 
-def max_pool2d_gather(x: Tensor, argmax: Tensor, window: Sequence[int]) -> Tensor:
-    y = empty(x, argmax.shape, is_channels_last(x))
-    look_up(x, argmax, y, between(*x.shape[2:], *argmax.shape[2:], window))
-    return y
+def adaptive_max_pool2d_gather(x: Tensor, argmax: Tensor, *, out: Tensor) -> None:
+    look_up(x, argmax, out, adaptive(*x.shape[2:], *argmax.shape[2:]))
 
 
-def adaptive_max_pool2d_gather(x: Tensor, argmax: Tensor) -> Tensor:
-    y = empty(x, argmax.shape, is_channels_last(x))
-    look_up(x, argmax, y, adaptive(*x.shape[2:], *argmax.shape[2:]))
-    return y
+def max_pool2d_indices(
+    argmax: Tensor, height: int, width: int, window: Sequence[int], *, out: Tensor
+) -> None:
+    look_up(None, argmax, out, between(height, width, *argmax.shape[2:], window))
 
 
-def max_pool2d_indices(argmax: Tensor, height: int, width: int, window: Sequence[int]) -> Tensor:
-    y = empty(argmax, argmax.shape, is_channels_last(argmax), torch.int64)
-    look_up(None, argmax, y, between(height, width, *argmax.shape[2:], window))
-    return y
-
-
-def adaptive_max_pool2d_indices(argmax: Tensor, height: int, width: int) -> Tensor:
-    y = empty(argmax, argmax.shape, is_channels_last(argmax), torch.int64)
-    look_up(None, argmax, y, adaptive(height, width, *argmax.shape[2:]))
-    return y
+def adaptive_max_pool2d_indices(argmax: Tensor, height: int, width: int, *, out: Tensor) -> None:
+    look_up(None, argmax, out, adaptive(height, width, *argmax.shape[2:]))
 
 
 def max_pool2d_scatter(
-    g: Tensor, argmax: Tensor, height: int, width: int, window: Sequence[int]
-) -> Tensor:
-    x = empty(g, [*g.shape[:2], height, width], is_channels_last(g))
-    adjoint(g, x, argmax, between(height, width, *g.shape[2:], window))
-    return x
+    g: Tensor, argmax: Tensor, height: int, width: int, window: Sequence[int], *, out: Tensor
+) -> None:
+    adjoint(g, out, argmax, between(height, width, *g.shape[2:], window))
 
 
-def adaptive_max_pool2d_scatter(g: Tensor, argmax: Tensor, height: int, width: int) -> Tensor:
-    x = empty(g, [*g.shape[:2], height, width], is_channels_last(g))
-    adjoint(g, x, argmax, adaptive(height, width, *g.shape[2:]))
-    return x
+def adaptive_max_pool2d_scatter(
+    g: Tensor, argmax: Tensor, height: int, width: int, *, out: Tensor
+) -> None:
+    adjoint(g, out, argmax, adaptive(height, width, *g.shape[2:]))
 
 
 def avg_pool2d(
@@ -969,20 +762,17 @@ def avg_pool2d(
     count_include_pad: bool,
     divisor: int | None,
     ceil_mode: bool,
-) -> Tensor:
-    windows = sliding(x, window, ceil_mode)._replace(
+    *,
+    out: Tensor,
+) -> None:
+    windows = between(*x.shape[2:], *out.shape[2:], window)._replace(
         count_include_pad=count_include_pad, divisor=divisor or 0
     )
-    size = [*x.shape[:2], windows.rows.outputs, windows.columns.outputs]
-    y = empty(x, size, is_channels_last(x))
-    pool(x, y, None, windows)
-    return y
+    pool(x, out, None, windows)
 
 
-def adaptive_avg_pool2d(x: Tensor, height: int, width: int) -> Tensor:
-    y = empty(x, [*x.shape[:2], height, width], is_channels_last(x))
-    pool(x, y, None, adaptive(x.size(2), x.size(3), height, width))
-    return y
+def adaptive_avg_pool2d(x: Tensor, height: int, width: int, *, out: Tensor) -> None:
+    pool(x, out, None, adaptive(*x.shape[2:], height, width))
 
 
 def avg_pool2d_adjoint(
@@ -992,16 +782,14 @@ def avg_pool2d_adjoint(
     window: Sequence[int],
     count_include_pad: bool,
     divisor: int | None,
-) -> Tensor:
+    *,
+    out: Tensor,
+) -> None:
     windows = between(height, width, *g.shape[2:], window)._replace(
         count_include_pad=count_include_pad, divisor=divisor or 0
     )
-    x = empty(g, [*g.shape[:2], height, width], is_channels_last(g))
-    adjoint(g, x, None, windows)
-    return x
+    adjoint(g, out, None, windows)
 
 
-def adaptive_avg_pool2d_adjoint(g: Tensor, height: int, width: int) -> Tensor:
-    x = empty(g, [*g.shape[:2], height, width], is_channels_last(g))
-    adjoint(g, x, None, adaptive(height, width, *g.shape[2:]))
-    return x
+def adaptive_avg_pool2d_adjoint(g: Tensor, height: int, width: int, *, out: Tensor) -> None:
+    adjoint(g, out, None, adaptive(height, width, *g.shape[2:]))

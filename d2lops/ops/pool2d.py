@@ -465,6 +465,13 @@ def _argmax_dtype(taps: int) -> torch.dtype:
 # may be given at all.
 
 
+def _raw_image(op: str, x: Tensor) -> Tensor:
+    _image(op, x)
+    if x.dim() != 4:
+        raise RuntimeError(f"{op}(): x must have 4 dimensions, but has {x.dim()}")
+    return x
+
+
 def _check_windows(op: str, window: Sequence[int], dilated: bool = True) -> None:
     least = (1, 1, 1, 1, 0, 0, 0, 0) + ((1, 1) if dilated else ())
     if (
@@ -516,7 +523,7 @@ def _taps(inputs: Sequence[int], outputs: Sequence[int]) -> int:
 def _(x, window, ceil_mode):
     op = "max_pool2d"
     _check_windows(op, window)
-    _check_window(op, _image(op, x), window, ceil_mode)
+    _check_window(op, _raw_image(op, x), window, ceil_mode)
     size, channels_last = _pooled_size(x.shape, window, ceil_mode), is_channels_last(x)
     dtype = _argmax_dtype(window[0] * window[1])
     return empty(x, size, channels_last), empty(x, size, channels_last, dtype)
@@ -524,7 +531,7 @@ def _(x, window, ceil_mode):
 
 @shape_rule("adaptive_max_pool2d")
 def _(x, height, width):
-    x = _image("adaptive_max_pool2d", x)
+    x = _raw_image("adaptive_max_pool2d", x)
     check_least("adaptive_max_pool2d", "output_size", (height, width), 0)
     size, channels_last = [*x.shape[:2], height, width], is_channels_last(x)
     dtype = _argmax_dtype(_taps(x.shape[2:], (height, width)))
@@ -535,7 +542,7 @@ def _(x, height, width):
 def _(x, argmax, window):
     op = "max_pool2d_gather"
     _check_windows(op, window)
-    _check_output(op, "argmax", argmax, _image(op, x).shape, window)
+    _check_output(op, "argmax", argmax, _raw_image(op, x).shape, window)
     _check_argmax(op, argmax, window[0] * window[1], argmax.shape)
     return empty(x, argmax.shape, is_channels_last(x))
 
@@ -543,7 +550,7 @@ def _(x, argmax, window):
 @shape_rule("adaptive_max_pool2d_gather")
 def _(x, argmax):
     op = "adaptive_max_pool2d_gather"
-    size = [*_image(op, x).shape[:2], *argmax.shape[2:]]
+    size = [*_raw_image(op, x).shape[:2], *argmax.shape[2:]]
     _check_argmax(op, argmax, _taps(x.shape[2:], size[2:]), size)
     return empty(x, size, is_channels_last(x))
 
@@ -588,7 +595,7 @@ def _(argmax, height, width):
 def _(x, window, count_include_pad, divisor, ceil_mode):
     op = "avg_pool2d"
     _check_windows(op, window, dilated=False)
-    _check_window(op, _image(op, x), window, ceil_mode)
+    _check_window(op, _raw_image(op, x), window, ceil_mode)
     _check_divisor(1 if divisor is None else divisor)
     return empty(x, _pooled_size(x.shape, window, ceil_mode), is_channels_last(x))
 
@@ -605,7 +612,7 @@ def _(g, height, width, window, count_include_pad, divisor):
 
 @shape_rule("adaptive_avg_pool2d")
 def _(x, height, width):
-    x = _image("adaptive_avg_pool2d", x)
+    x = _raw_image("adaptive_avg_pool2d", x)
     check_least("adaptive_avg_pool2d", "output_size", (height, width), 0)
     return empty(x, [*x.shape[:2], height, width], is_channels_last(x))
 
