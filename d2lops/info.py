@@ -5,7 +5,10 @@ import platform
 
 import torch
 
-SWITCHES = ("D2LOPS_BACKEND", "D2LOPS_CPU", "D2LOPS_CUDA", "D2LOPS_CUDA_ARCHS", "MAX_JOBS")
+SWITCHES = (
+    *("D2LOPS_BACKEND", "D2LOPS_CPU", "D2LOPS_CUDA", "D2LOPS_CUDA_ARCHS", "MAX_JOBS"),
+    *("D2LOPS_TRITON_TUNE", "TRITON_INTERPRET"),
+)
 
 
 def summary() -> str:
@@ -38,6 +41,7 @@ def summary() -> str:
     else:
         error = backends.load_error
         rows["loaded"] = f"none: {type(error).__name__}: {error}"
+    rows["triton"] = backends.triton_version() or "3.6 or later is not installed"
     rows["threads"] = str(torch.get_num_threads())
     for name in SWITCHES:
         rows[name] = os.environ.get(name, "not set")
