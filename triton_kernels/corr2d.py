@@ -294,7 +294,8 @@ def configs_of(x: Tensor, kind: str, rows: int, columns: int, block_k: int) -> l
         sides = [(64, wide), *sides]
     elif on_tensor_cores(x, kind):
         sides = [(128, wide), (64, wide), (128, min(wide, 64))]
-    stages = 2 if device.maker == "hip" else 3  # as much as fits into the shared memory
+    # As many as fit into shared memory, and with numbers of 8 bytes into registers.
+    stages = 2 if device.maker == "hip" or x.element_size() == 8 else 3
     sides = dict.fromkeys((min(m, blocked(rows, m, 16)), n) for m, n in sides)
     return [
         Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": block_k}, num_warps=4, num_stages=stages)
