@@ -264,7 +264,7 @@ def run_direct(
         MASKED=masked,
         BIAS=bias is not None,
         RELU=relu,
-        UNROLL=min(triton.cdiv(across.kernel, across.tap), UNROLLED),
+        UNROLL=1 if masked else min(triton.cdiv(across.kernel, across.tap), UNROLLED),
     )
 
 
