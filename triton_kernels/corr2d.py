@@ -294,7 +294,8 @@ def configs_of(x: Tensor, kind: str, rows: int, columns: int, block_k: int) -> l
         sides = [(64, wide), *sides]
     elif on_tensor_cores(x, kind):
         sides = [(128, wide), (64, wide), (128, min(wide, 64))]
-    stages = 2 if device.maker == "hip" else 3  # as much as fits into the shared memory
+    # As many as fit into shared memory, and with numbers of 8 bytes into registers.
+    stages = 2 if device.maker == "hip" or x.element_size() == 8 else 3
     sides = dict.fromkeys((min(m, blocked(rows, m, 16)), n) for m, n in sides)
     return [
         Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": block_k}, num_warps=4, num_stages=stages)
@@ -407,7 +408,11 @@ def _run_product(
     positions = images * axes[0].positions * axes[1].positions
     configs = configs_of(x, kind, 128, columns, block_k)
     flops = positions * axes[0].phases * axes[1].phases * groups * columns * depth * taps
-    if flops < 2**30:  # it is over before it could be measured, and small tiles are more tiles
+    phases = axes[0].apart * axes[1].apart > 1
+    if y.stride(1) != 1 and (phases or axes[0].positions * axes[1].positions % PACKET != 0):
+        # Numbers are stored one by one, each with an address of its own: small tiles have enough.
+        configs = configs_of(x, kind, 64, min(columns, 64), block_k)[:1]
+    elif flops < 2**30:  # it is over before it could be measured, and small tiles are more tiles
         configs = configs[1:2] or configs
     masked = mask is not None
     mask = mask if masked else x
@@ -430,7 +435,7 @@ def _run_product(
             RELU=relu,
             INSIDE=not outside,
             EVEN=depth % k == 0,
-            PHASES=axes[0].apart * axes[1].apart > 1,
+            PHASES=phases,
             TURNED=y.stride(1) != 1,
             PRECISION=kind,
         )
@@ -462,7 +467,9 @@ def corr2d_weight_grad(
     if rows * channels < TINY:
         sums = run_weight_grad_direct(g, y, x, (height, width), window, dtype)
     else:
-        if not is_packed(g, groups) or (y is not None and strides(y) != strides(g)):
+        # Without tensor cores there are no registers left for a mask, and time enough for a copy.
+        apart = y is not None and strides(y) != strides(g)
+        if not is_packed(g, groups) or apart or not on_tensor_cores(g, precision(g, tf32)):
             g, y = packed(g, groups, y), None
         packet = blocked(channels, PACKET)
         x = packed(x, groups, packet=packet)

@@ -20,7 +20,7 @@ from triton import Config
 
 from d2lops.triton_kernels.arithmetic import passing
 from d2lops.triton_kernels.launch import launch
-from d2lops.triton_kernels.packing import packed, strides
+from d2lops.triton_kernels.packing import PACKET, packed, strides
 from d2lops.triton_kernels.product import finished, multiply, tile_at
 from d2lops.triton_kernels.taps import Axis, blocked, places, store, taps_of
 
@@ -264,7 +264,7 @@ def run_direct(
         MASKED=masked,
         BIAS=bias is not None,
         RELU=relu,
-        UNROLL=min(triton.cdiv(across.kernel, across.tap), UNROLLED),
+        UNROLL=1 if masked else min(triton.cdiv(across.kernel, across.tap), UNROLLED),
     )
 
 
@@ -284,7 +284,11 @@ def run_few_channels(
     weight = packed(weight, 1, packet=held)
     down, across = axes
     taps = down.kernel * across.kernel
-    block_m = 64 if precision == "ieee" and x.element_size() >= 4 else 128
+    # As in corr2d.py: numbers that are stored one by one, or summed without tensor cores, want
+    # registers of their own.
+    one_by_one = y.stride(1) != 1 and down.positions * across.positions % PACKET != 0
+    simple = precision == "ieee" and x.element_size() >= 4
+    block_m = 64 if one_by_one or simple else 128
     block_n = blocked(columns, 64, 16)
     block_k = blocked(held * taps, 128 // x.element_size(), 16)
     tiles = triton.cdiv(x.size(0) * down.positions * across.positions, block_m)
