@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -183,12 +182,6 @@ def _type(value: Any, annotation: str) -> str:
     if isinstance(value, float):
         return "fp32"
     return "i32" if -(2**31) <= value < 2**31 else "i64"
-
-
-def compile_all(gpu: Gpu, wanted: list[Launch]) -> dict[Launch, MachineCode]:
-    """Side by side: the compiler is not Python."""
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(wanted, pool.map(lambda one: machine_code(gpu, one), wanted), strict=True))
 
 
 def machine_code(gpu: Gpu, wanted: Launch) -> MachineCode:

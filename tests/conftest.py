@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.device import DEVICE
+from tests.device import DEVICE, INTERPRETED
 from tests.threads import threads
 
 # In full precision, and by the same algorithms in every run.
@@ -14,6 +14,11 @@ torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 torch.backends.cudnn.allow_tf32 = False
 torch.backends.cudnn.deterministic = True
+
+if INTERPRETED:
+    from tests import interpreter
+
+    interpreter.make_fast()
 
 if DEVICE.type != "cpu":  # before test files are imported: they make tensors
     torch.set_default_device(DEVICE)
