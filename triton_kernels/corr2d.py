@@ -529,7 +529,8 @@ def _run_weight_grad_product(
         )
 
     problem = (images, height, width, rows, held, groups, taps)
-    configs = configs_of(g, kind, rows, columns, block_k)
+    # Packets of few channels take many addresses, which leave registers for smaller tiles.
+    configs = configs_of(g, kind, rows, columns if packet == PACKET else 64, block_k)
     launch_fastest(run, configs, corr2d_weight_grad_product, problem, g)
     return sums
 

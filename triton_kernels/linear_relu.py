@@ -45,7 +45,7 @@ WITHOUT_TENSOR_CORES += ((32, 32, 128, 4, 3),)
 FEW = 0
 FEW_ROWS = ((FEW, 128, 128, 4, 4), (FEW, 64, 128, 4, 6), (FEW, 32, 128, 4, 8))
 FEW_ROWS_WITHOUT_TENSOR_CORES = ((FEW, 64, 128, 4, 4), (FEW, 32, 128, 4, 4))
-FEW_COLUMNS = ((128, FEW, 128, 4, 4), (64, FEW, 128, 4, 6))
+FEW_COLUMNS = ((128, FEW, 128, 4, 4), (64, FEW, 64, 4, 6))
 FEW_COLUMNS_WITHOUT_TENSOR_CORES = ((128, FEW, 64, 4, 4), (64, FEW, 128, 4, 4))
 # What any of them takes of the depth in a step divides this.
 DEPTH = 256
