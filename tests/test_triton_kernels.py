@@ -22,14 +22,18 @@ LEFT_OUT = {
     "corr2d": (
         "31 or every_width or number_of_threads or anything or beyond_a_tensor or what_was "
         "or every_size or every_pair or (every_layout and not bfloat16-conv_relu2d) "
-        "or as_functions or batch_plays or masks_is_zero or (masking_while and not bfloat16) or expanded_gradients "
-        "or (reaches_what and not float32)"
+        "or as_functions or batch_plays or masks_is_zero or masking_while or expanded_gradients "
+        "or (reaches_what and not float32) or (first_and_second and not (depthwise or plain))"
     ),
     "dropout": "31 or number_of_threads or library_plays or TestStatistics",
-    "linear_relu": "31 or every_layout or masking_while or threads_plays or what_was",
+    "linear_relu": (
+        "31 or every_layout or masking_while or number_of_threads or what_was or beyond_a_tensor "
+        "or without_end"
+    ),
     "pool2d": (
         "31 or more_than_255 or more_than_two or same_bits or several_bands or fuzz "
-        "or (nan_infinity and not size0) or ((max_is_torchs or average_is_as) and not "
+        "or (nan_infinity and not (size0 and dtype0 and (contiguous or channels_last))) "
+        "or (opcheck and not channels_last) or ((max_is_torchs or average_is_as) and not "
         "((dtype0 and contiguous) or (dtype2 and channels_last)))"
     ),
 }
