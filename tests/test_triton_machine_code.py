@@ -91,10 +91,10 @@ DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat1
 # bfloat16's, but for the instruction's name.
 CASES = [
     *itertools.product(("sm_90",), FUNCTIONS, ("bfloat16",)),
-    *itertools.product(("sm_90",), ("images", "products", "convolutions"), ("float32",)),
-    *itertools.product(("sm_80", "sm_100", "gfx942"), ("products", "convolutions"), ("bfloat16",)),
+    *itertools.product(("sm_80", "sm_100", "gfx942"), ("products",), ("bfloat16",)),
+    *itertools.product(("sm_80", "gfx942"), ("convolutions",), ("bfloat16",)),
     *itertools.product(("sm_80", "sm_90", "gfx942"), ("products",), ("TF32",)),
-    *itertools.product(("sm_80", "gfx942"), ("products",), ("float32",)),
+    *itertools.product(("sm_80", "sm_90", "gfx942"), ("products",), ("float32",)),
     ("sm_90", "small", "float64"),
     ("sm_90", "products", "float16"),
 ]

@@ -366,7 +366,9 @@ def _(
     op = "conv_relu2d" if relu else "conv2d"
     _check_window(op, window)
     _check_tensors(op, x, weight, bias)
-    _check_sizes(op, batched(op, x).shape, weight.shape, window)
+    if x.dim() != 4:
+        raise RuntimeError(f"{op}(): x must have 4 dimensions, but has {x.dim()}")
+    _check_sizes(op, x.shape, weight.shape, window)
     size = (x.size(0), weight.size(0), *_output_size(x.shape[2:], weight.shape[2:], window))
     return empty(x, size, is_channels_last(x) or is_channels_last(weight))
 
