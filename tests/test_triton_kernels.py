@@ -20,7 +20,8 @@ from tests.isolated import ROOT
 
 LEFT_OUT = {
     "corr2d": (
-        "31 or huge or every_width or number_of_threads or anything or beyond_a_tensor or what_was "
+        "31 or huge or enormous or every_width or number_of_threads or anything "
+        "or beyond_a_tensor or what_was "
         "or every_size or every_pair or (every_layout and not bfloat16-conv_relu2d) "
         "or as_functions or batch_plays or masks_is_zero or masking_while or expanded_gradients "
         "or (reaches_what and not float32) or (first_and_second and not (depthwise or plain))"
