@@ -154,6 +154,20 @@ TRANSFORMED = {
 }
 SIZES.update({f"transformed: {name}": case for name, case in TRANSFORMED.items()})
 
+# What Hopper fetches in boxes of pixels and blocks of 64 channels (triton_kernels/corr2d_tma.py).
+BOXED = {
+    "65 -> 130 channels": Case((3, 65, 7, 9), (130, 65, 3, 3), {"padding": 1}),
+    "stride": Case((2, 64, 9, 6), (66, 64, 3, 3), {"stride": 2, "padding": (1, 2)}),
+    "stride, dilation": Case(
+        (3, 80, 8, 7), (64, 80, 2, 3), {"stride": (2, 3), "dilation": (4, 3), "padding": (1, 5)}
+    ),
+    "stride > kernel": Case((5, 64, 7, 5), (72, 64, 1, 1), {"stride": (2, 3)}),
+    "stride > input": Case((2, 64, 2, 3), (64, 64, 2, 1), {"stride": 4, "padding": (1, 0)}),
+    "groups": Case((2, 128, 5, 4), (140, 64, 2, 2), {"groups": 2, "padding": (0, 1)}),
+    "padding > kernel": Case((2, 64, 1, 2), (64, 64, 2, 2), {"padding": 3}),
+}
+SIZES.update({f"boxed: {name}": case for name, case in BOXED.items()})
+
 TABLE = {**CASES, **SIZES}
 CASE_IDS = {"argvalues": CASES.values(), "ids": CASES.keys()}
 

@@ -1,16 +1,23 @@
 """What all kernels do to numbers: 16-bit ones are widened, computed with, and narrowed again."""
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from d2lops.triton_kernels import device
 
 INTERPRETED = tl.constexpr(device.INTERPRETED)
 
 
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """What is computed in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 @triton.jit
 def widen(x):
-    """To float32, but for float64: what is computed in."""
+    """To float32, but for float64."""
     if x.dtype == tl.float64:
         return x
     else:  # or this would be compiled as well, and the two differ in type

@@ -11,13 +11,12 @@ Bytes: one read of g (and y). Flops: an addition and a comparison per element. M
 
 import math
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton import Config
 
-from d2lops.triton_kernels.arithmetic import narrow, passing, widen
+from d2lops.triton_kernels.arithmetic import narrow, passing, sum_dtype, widen
 from d2lops.triton_kernels.blocks import (
     POSITIONS,
     block_of_channels,
@@ -122,8 +121,7 @@ def bias_grad(g: Tensor, y: Tensor | None, *, out: Tensor) -> None:
     parts = triton.cdiv(pixels, part_size)
     sums = out
     if parts > 1:
-        dtype = torch.float64 if g.dtype == torch.float64 else torch.float32
-        sums = out.new_empty((parts, channels), dtype=dtype)
+        sums = out.new_empty((parts, channels), dtype=sum_dtype(g))
     reach = [
         sum((n - 1) * s for n, s in zip(sizes, t, strict=True)) for t in (g_strides, y_strides)
     ]

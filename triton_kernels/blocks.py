@@ -37,10 +37,10 @@ def zeros(x_ptr, LANES: tl.constexpr, CHANNELS: tl.constexpr):
     return widen(zero)
 
 
-def power_of_two(least: int, most: int) -> int:
-    """The smallest that is at least `least`, or else `most`."""
-    power = 1
-    while power < least and power < most:
+def power_of_two(size: int, most: int, least: int = 1) -> int:
+    """The smallest one, from `least` to `most`, that holds `size`."""
+    power = least
+    while power < size and power < most:
         power *= 2
     return power
 

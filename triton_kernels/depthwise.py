@@ -10,26 +10,24 @@ Where few channels are read but many written, `corr2d_few_channels` is a matrix 
 whose depth is all channels and taps in one, so that only its end is padded.
 """
 
-from collections.abc import Sequence
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton import Config
 
-from d2lops.triton_kernels.arithmetic import passing
+from d2lops.triton_kernels.arithmetic import passing, sum_dtype, widen
+from d2lops.triton_kernels.blocks import power_of_two
 from d2lops.triton_kernels.launch import launch
 from d2lops.triton_kernels.packing import PACKET, packed, strides
-from d2lops.triton_kernels.product import finished, multiply, tile_at
-from d2lops.triton_kernels.taps import Axis, blocked, places, store, taps_of
+from d2lops.triton_kernels.product import finished, multiply, on_tensor_cores, tile_at, zeros
+from d2lops.triton_kernels.taps import Axis, places, store, taps_of
 
 UNROLLED = 8  # taps across, at most
 
 
 @triton.jit
 def corr2d_direct(
-    x_ptr, mask_ptr, weight_ptr, bias_ptr, y_ptr,
+    x_ptr, mask_ptr, weight_ptr, bias_ptr, y_ptr,  # mask and bias may be None
     images, x_height, x_width, y_height, y_width,
     depth, columns, groups,  # channels of a group: those that are read, and those that are written
     phases_h, positions_h, apart_h, stride_h, kernel_h, top, dilation_h, tap_h, image_h,
@@ -39,7 +37,7 @@ def corr2d_direct(
     weight_depth, weight_column, weight_h, weight_w,  # with the columns of all groups
     bias_stride,
     y_n, y_c, y_h, y_w,
-    ADJOINT: tl.constexpr, MASKED: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr,
+    ADJOINT: tl.constexpr, RELU: tl.constexpr,
     UNROLL: tl.constexpr,  # so many taps across, which is best all of them
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
@@ -68,17 +66,18 @@ def corr2d_direct(
     x_place = image * x_n + h64 * x_h + w64 * x_w
     x_at = x_ptr + (channel // columns * depth * x_c)[:, None] + x_place[None, :]
     mask_place = image * mask_n + h64 * mask_h + w64 * mask_w
-    mask_at = mask_ptr + (channel // columns * depth * mask_c)[:, None] + mask_place[None, :]
+    mask_offset = (channel // columns * depth * mask_c)[:, None] + mask_place[None, :]
     weight_at = weight_ptr + channel * weight_column
     weight_at += first_h.to(tl.int64) * weight_h + first_w.to(tl.int64) * weight_w
-    sum_type = tl.float64 if y_ptr.dtype.element_ty == tl.float64 else tl.float32
-    sums = tl.zeros((BLOCK_C, BLOCK_P), sum_type)
+    sums = zeros(y_ptr, BLOCK_C, BLOCK_P)
     for c in range(depth):
         for r in range(count_h):
             down = r * image_h
             inside_h = ((h + down).to(tl.uint32, bitcast=True) < x_height) & (image < images)
             x_row = x_at + (down * tl.cast(x_h, tl.int64) + c * tl.cast(x_c, tl.int64))
-            mask_row = mask_at + (down * tl.cast(mask_h, tl.int64) + c * tl.cast(mask_c, tl.int64))
+            mask_row = mask_offset + (
+                down * tl.cast(mask_h, tl.int64) + c * tl.cast(mask_c, tl.int64)
+            )
             weight_row = weight_at + c * tl.cast(weight_depth, tl.int64)
             weight_row += r * tap_h * tl.cast(weight_h, tl.int64)
             for s in tl.range(0, count_w, loop_unroll_factor=UNROLL):
@@ -86,21 +85,20 @@ def corr2d_direct(
                 inside = inside_h & ((w + across).to(tl.uint32, bitcast=True) < x_width)
                 inside = there[:, None] & inside[None, :]
                 x = tl.load(x_row + across * tl.cast(x_w, tl.int64), inside, 0.0)
-                if MASKED:
-                    mask = tl.load(mask_row + across * tl.cast(mask_w, tl.int64), inside, 0.0)
-                    x = passing(x, mask)
+                if mask_ptr is not None:
+                    mask_at = mask_ptr + (mask_row + across * tl.cast(mask_w, tl.int64))
+                    x = passing(x, tl.load(mask_at, inside, 0.0))
                 weight = tl.load(weight_row + s * tap_w * tl.cast(weight_w, tl.int64), there, 0.0)
-                sums += x.to(sum_type) * weight.to(sum_type)[:, None]
+                sums += widen(x) * widen(weight)[:, None]
 
-    if BIAS:
-        bias = tl.load(bias_ptr + channel * bias_stride, there, 0.0)
-    else:
-        bias = tl.zeros((BLOCK_C,), y_ptr.dtype.element_ty)
+    bias = None
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + channel * bias_stride, there, 0.0)[:, None]
     h = phase_h + a * apart_h
     w = phase_w + b * apart_w
     inside = (image < images) & (h < y_height) & (w < y_width)
     y_place = image * y_n + h.to(tl.int64) * y_h + w.to(tl.int64) * y_w
-    y = finished(sums, bias[:, None], RELU, y_ptr.dtype.element_ty)
+    y = finished(sums, bias, RELU, y_ptr.dtype.element_ty)
     y_at = y_ptr + (channel * y_c)[:, None] + y_place[None, :]
     tl.store(y_at, y, there[:, None] & inside[None, :])
 
@@ -113,7 +111,7 @@ def corr2d_few_channels(
     kernel_w, taps, stride_h, stride_w, top, left, dilation_h, dilation_w,
     bias_stride, y_n, y_c, y_w,
     HELD: tl.constexpr,  # channels of a group that are read
-    BIAS: tl.constexpr, RELU: tl.constexpr, TURNED: tl.constexpr, PRECISION: tl.constexpr,
+    RELU: tl.constexpr, TURNED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     count = tl.cast(images, tl.int64) * y_height * y_width
@@ -132,8 +130,7 @@ def corr2d_few_channels(
     x_h = x_width * x_w
     x_row = (image * x_height + h) * x_h + w * x_w + group * HELD
     weight_row = (group * columns + n) * (taps * HELD)
-    sum_type = tl.float64 if y_ptr.dtype.element_ty == tl.float64 else tl.float32
-    sums = tl.zeros((BLOCK_M, BLOCK_N), sum_type)
+    sums = zeros(y_ptr, BLOCK_M, BLOCK_N)
     for start in range(0, taps * HELD, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         tap = k // HELD
@@ -148,20 +145,18 @@ def corr2d_few_channels(
         weight = tl.load(weight_at, (tap < taps)[:, None], 0.0)
         sums = multiply(x, weight, sums, PRECISION)
 
-    n = column * BLOCK_N + tl.arange(0, BLOCK_N)
-    channel = group * columns + n
-    if BIAS:
-        bias = tl.load(bias_ptr + channel * bias_stride, n < columns, 0.0)
-    else:
-        bias = tl.zeros((BLOCK_N,), y_ptr.dtype.element_ty)
     image, place = places(first, y_height * y_width, BLOCK_M)
     y_row = image * y_n + place.to(tl.int64) * y_w
-    store(y_ptr, sums, bias, y_row, channel * y_c, image < images, n < columns, RELU, TURNED)
+    inside = image < images
+    store(
+        y_ptr, sums, bias_ptr, bias_stride, y_row, y_c, inside,
+        group, column * BLOCK_N, columns, RELU, TURNED,
+    )  # fmt: skip
 
 
 @triton.jit
 def corr2d_weight_grad_direct(
-    g_ptr, mask_ptr, x_ptr, sums_ptr,
+    g_ptr, mask_ptr, x_ptr, sums_ptr,  # the mask may be None
     images, g_height, g_width, rows,  # g, with so many channels in a group
     x_height, x_width, channels, columns,  # x likewise, and times the taps
     groups, parts,
@@ -169,7 +164,6 @@ def corr2d_weight_grad_direct(
     g_n, g_c, g_h, g_w,
     mask_n, mask_c, mask_h, mask_w,
     x_n, x_c, x_h, x_w,
-    MASKED: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(0)
@@ -189,7 +183,7 @@ def corr2d_weight_grad_direct(
     w = b * stride_w
     b64, w64 = b.to(tl.int64), w.to(tl.int64)
     g_at = g_ptr + (channel * g_c)[:, None, None] + (b64 * g_w)[None, None, :]
-    mask_at = mask_ptr + (channel * mask_c)[:, None, None] + (b64 * mask_w)[None, None, :]
+    mask_offset = (channel * mask_c)[:, None, None] + (b64 * mask_w)[None, None, :]
     x_tile = ((channel // rows * channels)[:, None] + (column % channels)[None, :]) * x_c
     x_tile += (tap_h.to(tl.int64) * x_h + tap_w.to(tl.int64) * x_w)[None, :]
     x_at = x_ptr + x_tile[:, :, None] + (w64 * x_w)[None, None, :]
@@ -211,9 +205,9 @@ def corr2d_weight_grad_direct(
             present = b < g_width - first
             inside = there[:, None, None] & present[None, None, :]
             g = tl.load(g_at + (g_row + first * tl.cast(g_w, tl.int64)), inside, 0.0)
-            if MASKED:
+            if mask_ptr is not None:
                 mask_step = mask_row + first * tl.cast(mask_w, tl.int64)
-                g = passing(g, tl.load(mask_at + mask_step, inside, 0.0))
+                g = passing(g, tl.load(mask_ptr + (mask_offset + mask_step), inside, 0.0))
             across = first * stride_w
             inside = ((w + across)[None, :] + tap_w[:, None]).to(tl.uint32, bitcast=True) < x_width
             inside = (inside & present[None, :])[None, :, :] & down[:, :, None]
@@ -242,29 +236,25 @@ def run_direct(
     """`weight` has the channels that are read, those that are written in all groups, and taps."""
     depth, columns = x.size(1) // groups, y.size(1) // groups
     if strides(x)[1] == 1:  # two packets of 16 bytes for each lane
-        block_c = blocked(y.size(1), 64)
-        block_p = 256 * 16 // x.element_size() // block_c
+        block_c = power_of_two(y.size(1), 64)
+        block_p = 256 * 16 // x.itemsize // block_c
         weight = packed(weight, 1) if weight.stride(1) != 1 else weight
     else:
-        block_c, block_p = blocked(y.size(1), 4), 256
+        block_c, block_p = power_of_two(y.size(1), 4), 256
     down, across = axes
     tiles = triton.cdiv(x.size(0) * down.positions * across.positions, block_p)
     tiles *= triton.cdiv(y.size(1), block_c) * down.phases * across.phases
-    masked = mask is not None
-    mask = mask if masked else x
     launch(
         corr2d_direct,
         (tiles,),
-        *(x, mask, weight, y if bias is None else bias, y),
+        *(x, mask, weight, bias, y),
         *(x.size(0), *x.shape[2:], *y.shape[2:], depth, columns, groups, *down, *across),
-        *(*strides(x), *strides(mask), *strides(weight)),
+        *(*strides(x), *strides(x if mask is None else mask), *strides(weight)),
         *(0 if bias is None else bias.stride(0), *y.stride()),
         config=Config({"BLOCK_C": block_c, "BLOCK_P": block_p}, num_warps=4),
         ADJOINT=adjoint,
-        MASKED=masked,
-        BIAS=bias is not None,
         RELU=relu,
-        UNROLL=1 if masked else min(triton.cdiv(across.kernel, across.tap), UNROLLED),
+        UNROLL=1 if mask is not None else min(triton.cdiv(across.kernel, across.tap), UNROLLED),
     )
 
 
@@ -279,7 +269,7 @@ def run_few_channels(
     precision: str,
 ) -> None:
     depth, columns = x.size(1) // groups, y.size(1) // groups
-    held = blocked(depth, 16)
+    held = power_of_two(depth, 16)
     x = packed(x, groups, packet=held)
     weight = packed(weight, 1, packet=held)
     down, across = axes
@@ -287,15 +277,15 @@ def run_few_channels(
     # As in corr2d.py: numbers that are stored one by one, or summed without tensor cores, want
     # registers of their own.
     one_by_one = y.stride(1) != 1 and down.positions * across.positions % PACKET != 0
-    simple = precision == "ieee" and x.element_size() >= 4
+    simple = not on_tensor_cores(x, precision)
     block_m = 64 if one_by_one or simple else 128
-    block_n = blocked(columns, 64, 16)
-    block_k = blocked(held * taps, 128 // x.element_size(), 16)
+    block_n = power_of_two(columns, 64, 16)
+    block_k = power_of_two(held * taps, 128 // x.itemsize, 16)
     tiles = triton.cdiv(x.size(0) * down.positions * across.positions, block_m)
     launch(
         corr2d_few_channels,
         (tiles * triton.cdiv(columns, block_n) * groups,),
-        *(x, weight, y if bias is None else bias, y),
+        *(x, weight, bias, y),
         *(x.size(0), *x.shape[2:], *y.shape[2:], columns, groups, across.kernel, taps),
         *(down.stride, across.stride, down.padding, across.padding),
         *(down.dilation, across.dilation),
@@ -306,7 +296,6 @@ def run_few_channels(
             num_stages=2,
         ),
         HELD=held,
-        BIAS=bias is not None,
         RELU=relu,
         TURNED=y.stride(1) != 1,
         PRECISION=precision,
@@ -317,35 +306,32 @@ def run_weight_grad_direct(
     g: Tensor,
     mask: Tensor | None,
     x: Tensor,
-    kernel: tuple[int, int],
-    window: Sequence[int],
-    dtype: torch.dtype,
+    axes: tuple[Axis, Axis],
+    groups: int,
 ) -> Tensor:
     """The parts that the weight gradient is the sum of: (parts, output channels, taps, inputs)."""
-    groups = window[8]
     images, outputs, height, width = g.shape
     rows, channels = outputs // groups, x.size(1) // groups
-    columns = channels * kernel[0] * kernel[1]
-    block_t = blocked(columns, 16)
+    down, across = axes
+    columns = channels * down.kernel * across.kernel
+    block_t = power_of_two(columns, 16)
     if strides(g)[1] == 1 and strides(x)[1] == 1:
-        block_c = blocked(outputs, 32)
-        block_p = blocked(width, 8)
+        block_c = power_of_two(outputs, 32)
+        block_p = power_of_two(width, 8)
     else:
-        block_p = blocked(width, 128)
-        block_c = blocked(outputs, 4096 // 16 // block_p)
+        block_p = power_of_two(width, 128)
+        block_c = power_of_two(outputs, 4096 // 16 // block_p)
     tiles = triton.cdiv(outputs, block_c) * triton.cdiv(columns, block_t)
     parts = min(triton.cdiv(1024, tiles), triton.cdiv(images * height * width, 2048))
     parts = min(parts, images * height)
-    sums = g.new_empty((parts, outputs, columns), dtype=dtype)
-    masked = mask is not None
-    mask = mask if masked else g
+    sums = g.new_empty((parts, outputs, columns), dtype=sum_dtype(g))
     launch(
         corr2d_weight_grad_direct,
         (tiles * parts,),
         *(g, mask, x, sums, images, height, width, rows, *x.shape[2:], channels, columns),
-        *(groups, parts, kernel[1], *window[:2], window[2], window[4], *window[6:8]),
-        *(*strides(g), *strides(mask), *strides(x)),
+        *(groups, parts, across.kernel, down.stride, across.stride),
+        *(down.padding, across.padding, down.dilation, across.dilation),
+        *(*strides(g), *strides(g if mask is None else mask), *strides(x)),
         config=Config({"BLOCK_C": block_c, "BLOCK_T": block_t, "BLOCK_P": block_p}, num_warps=4),
-        MASKED=masked,
     )
     return sums

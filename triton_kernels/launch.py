@@ -24,6 +24,11 @@ from d2lops.triton_kernels.device import INTERPRETED
 _fastest: dict[tuple, Config] = {}
 
 
+def is_traced(x: Tensor) -> bool:
+    """Whether it only stands for a tensor, of which torch's compiler wants to know what is done."""
+    return type(x) not in (Tensor, torch.nn.Parameter)
+
+
 def launch(
     kernel: Any, grid: tuple[int, ...], *arguments: Any, config: Config, **constants: Any
 ) -> None:
@@ -89,9 +94,8 @@ def _look_up(
 
 
 def _may_measure(x: Tensor) -> bool:
-    traced = type(x) not in (Tensor, torch.nn.Parameter)
     allowed = os.environ.get("D2LOPS_TRITON_TUNE") != "0"
-    return allowed and not traced and not torch.cuda.is_current_stream_capturing()
+    return allowed and not is_traced(x) and not torch.cuda.is_current_stream_capturing()
 
 
 def _milliseconds(run: Callable[[Config], None], config: Config) -> float:

@@ -22,16 +22,26 @@ depends on the sizes and the dtype alone.
 
 import functools
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton import Config
 
-from d2lops.triton_kernels.arithmetic import passing
+from d2lops.triton_kernels.arithmetic import passing, sum_dtype
 from d2lops.triton_kernels.device import Device, device_of
 from d2lops.triton_kernels.launch import launch, launch_fastest
-from d2lops.triton_kernels.product import finished, multiply, precision, tile_at
+from d2lops.triton_kernels.product import (
+    aligned,
+    allow_descriptors,
+    finished,
+    guessed_first,
+    multiply,
+    on_tensor_cores,
+    persistent,
+    precision,
+    tile_at,
+    zeros,
+)
 
 # Products of fewer multiplications than this are over at once.
 LARGE = 2**28
@@ -118,7 +128,7 @@ def product_through_tma(
         row, column, part, first, last = place_of(
             number, rows, columns, depth, parts, part_depth, BLOCK_M, BLOCK_N
         )
-        sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        sums = zeros(a_ptr, BLOCK_M, BLOCK_N)
         for k in range(first, last, BLOCK_K):
             a_tile = tile_of(a, row, k, A_BY_ROWS)
             if y_ptr is not None:
@@ -147,8 +157,7 @@ def product_through_pointers(
     b_tiles = b_ptr + (first + k)[:, None] * b_depth + n[None, :] * b_column
     if y_ptr is not None:
         y_tiles = y_ptr + m[:, None] * y_row + (first + k)[None, :] * y_depth
-    exact: tl.constexpr = a_ptr.dtype.element_ty == tl.float64
-    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float64 if exact else tl.float32)
+    sums = zeros(a_ptr, BLOCK_M, BLOCK_N)
     for done in range(first, last, BLOCK_K):
         inside = k < last - done
         a_inside = inside[None, :] & (m < rows)[:, None]
@@ -211,7 +220,7 @@ def configs_of(
     tma: bool,
     masked: bool,
 ) -> list[Config]:
-    """The best guess first: the largest tiles of which there are enough for a GPU."""
+    """The best guess first, and alone for what is over at once."""
     if device.maker == "interpreter":
         return [INTERPRETER]
     rows, columns, depth = sizes
@@ -228,12 +237,8 @@ def configs_of(
     else:  # or for masks, or for numbers of 64 bits.
         table = WITHOUT_TENSOR_CORES[masked or not large or itemsize == 8 :]
     configs = fitted(table, few, device, itemsize, masked)
-    guess = configs[-1]
-    for config in configs:
-        if parts * tiles_of(config, rows, columns) >= 96:
-            guess = config
-            break
-    return [guess, *(config for config in configs if config is not guess)] if large else [guess]
+    configs = guessed_first(configs, lambda config: parts * tiles_of(config, rows, columns))
+    return configs if large else configs[:1]
 
 
 def tiles_of(config: Config, rows: int, columns: int) -> int:
@@ -252,10 +257,7 @@ def parts_of(rows: int, columns: int, depth: int, itemsize: int) -> int:
 
 def inner_dimension(x: Tensor, packet: int) -> int | None:
     """Along which dimension a matrix can be read in packets of so many numbers, if any."""
-    if x.storage_offset() % packet or max(x.shape) >= 2**31:
-        return None
-    traced = type(x) not in (Tensor, torch.nn.Parameter)
-    if not traced and x.data_ptr() % (packet * x.itemsize):  # memory that is not torch's
+    if not aligned(x, packet) or max(x.shape) >= 2**31:
         return None
     for inner in (1, 0):
         outer_stride = x.stride(1 - inner)
@@ -277,11 +279,6 @@ def packed(x: Tensor, packet: int, inner: int | None = None) -> Tensor:
     return copy if inner == 1 else copy.t()
 
 
-def scratch(size: int, alignment: int, stream: int | None) -> Tensor:
-    """Memory for the descriptors that a kernel makes."""
-    return torch.empty(size, dtype=torch.int8, device="cuda")
-
-
 def matrix_product(
     sizes: tuple[int, int, int],
     a: Tensor,
@@ -298,8 +295,8 @@ def matrix_product(
     if rows == 0 or columns == 0:
         return
     device = device_of(a)
-    chosen_precision = precision(a, tf32 and a.dtype == torch.float32)
-    tensor_cores = a.itemsize == 2 or chosen_precision == "tf32"
+    chosen_precision = precision(a, tf32)
+    tensor_cores = on_tensor_cores(a, chosen_precision)
     has_tma = tensor_cores and device.capability >= 90
     large = rows * columns * depth >= LARGE
 
@@ -323,8 +320,7 @@ def matrix_product(
     sums = c
     if parts > 1:
         parts = ceil_div(depth, part_depth)
-        sum_dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
-        sums = a.new_empty(parts, rows, columns, dtype=sum_dtype)
+        sums = a.new_empty(parts, rows, columns, dtype=sum_dtype(a))
     bias_stride = 0 if bias is None else bias.stride(0)
     arguments = (
         *(a, y, b, bias if parts == 1 else None, sums),
@@ -343,9 +339,9 @@ def matrix_product(
 
     def run(config: Config) -> None:
         programs = parts * tiles_of(config, rows, columns)
-        if tma:  # One or two programs a multiprocessor, which go on from tile to tile.
-            programs = min(programs, device.multiprocessors * 8 // config.num_warps)
-            triton.set_allocator(scratch)  # of this thread: backward has threads of its own
+        if tma:
+            allow_descriptors()
+            programs = persistent(programs, config, a)
         launch(kernel, (programs,), *arguments, config=config, **constants)
 
     configs = configs_of(device, a.itemsize, sizes, parts, tensor_cores, tma, y is not None)

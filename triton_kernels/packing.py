@@ -14,20 +14,20 @@ from triton import Config
 
 from d2lops.ops._layout import empty
 from d2lops.triton_kernels.arithmetic import passing
+from d2lops.triton_kernels.blocks import power_of_two
 from d2lops.triton_kernels.launch import launch
-from d2lops.triton_kernels.taps import blocked
+from d2lops.triton_kernels.product import aligned
 
 PACKET = 16  # numbers; what Triton asks of every stride, whatever the size of a number
 
 
 @triton.jit
 def pack(
-    x_ptr, mask_ptr, packed_ptr,
+    x_ptr, mask_ptr, packed_ptr,  # the second may be None
     width, pixels, channels, held_packets, groups,  # channels of a group, as read and as held
     x_n, x_c, x_h, x_w,
     mask_n, mask_c, mask_h, mask_w,
     PACKET: tl.constexpr,
-    MASKED: tl.constexpr,
     DENSE: tl.constexpr,  # whether pixels are x_w apart, also from row to row
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -46,7 +46,7 @@ def pack(
     h, w = (pixel // width).to(tl.int64), (pixel % width).to(tl.int64)
     row = pixel.to(tl.int64) * x_w if DENSE else h * x_h + w * x_w
     x = tl.load(x_ptr + image * x_n + row[:, None] + (channel * x_c)[None, :], inside, 0.0)
-    if MASKED:
+    if mask_ptr is not None:
         row = h * mask_h + w * mask_w
         mask_at = mask_ptr + image * mask_n + row[:, None] + (channel * mask_c)[None, :]
         x = passing(x, tl.load(mask_at, inside, 0.0))
@@ -62,7 +62,9 @@ def strides(x: Tensor) -> tuple[int, ...]:
 def is_packed(x: Tensor, groups: int) -> bool:
     n, c, h, w = strides(x)
     numbers = (n, h, w, x.storage_offset(), x.size(1) // groups)
-    return c == 1 and all(number % PACKET == 0 for number in numbers)
+    whole = all(number % PACKET == 0 for number in numbers)
+    repeats = any(size > 1 and s == 0 for size, s in zip(x.shape, x.stride(), strict=True))
+    return c == 1 and whole and not repeats and aligned(x, 16 // x.itemsize)
 
 
 def packed(x: Tensor, groups: int, mask: Tensor | None = None, packet: int = PACKET) -> Tensor:
@@ -71,31 +73,27 @@ def packed(x: Tensor, groups: int, mask: Tensor | None = None, packet: int = PAC
     channels = all_channels // groups
     held = triton.cdiv(channels, packet)
     if mask is None and held * packet == channels:
-        if x.is_contiguous(memory_format=torch.channels_last):
-            return x
-        if packet == PACKET and is_packed(x, groups):
+        contiguous = x.is_contiguous(memory_format=torch.channels_last)
+        if is_packed(x, groups) if packet == PACKET else contiguous:
             return x
     result = empty(x, (images, groups * held * packet, height, width), channels_last=True)
     if result.numel() == 0:
         return result
-    masked = mask is not None
-    mask = mask if masked else x
     n, c, h, w = strides(x)
     dense = height == 1 or width == 1 or h == width * w
     if width == 1:
         w = h  # from each pixel to the next
     pixels = height * width
-    block_c = blocked(groups * held * packet, 64)
-    block_p = blocked(pixels, 4096 // block_c)
+    block_c = power_of_two(groups * held * packet, 64)
+    block_p = power_of_two(pixels, 4096 // block_c)
     tiles = triton.cdiv(pixels, block_p) * triton.cdiv(groups * held * packet, block_c)
     launch(
         pack,
         (images * tiles,),
         *(x, mask, result, width, pixels, channels, held, groups),
-        *(n, c, h, w, *strides(mask)),
+        *(n, c, h, w, *strides(x if mask is None else mask)),
         config=Config({"BLOCK_P": block_p, "BLOCK_C": block_c}, num_warps=4),
         PACKET=packet,
-        MASKED=masked,
         DENSE=dense,
     )
     return result

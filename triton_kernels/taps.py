@@ -53,12 +53,43 @@ def adjoint_axis(size: int, kernel: int, stride: int, padding: int, dilation: in
     return Axis(phases, positions, stride, 1, kernel, padding, dilation, tap, image)
 
 
-def blocked(size: int, most: int, least: int = 1) -> int:
-    """The power of two, from `least` to `most`, that holds `size`."""
-    block = least
-    while block < size and block < most:
-        block *= 2
-    return block
+def of_one_phase(axis: Axis) -> tuple[int, Axis] | None:
+    """Where all taps meet rows of one phase of the stride: the first of these rows, and the axis
+    over them, whose stride is 1."""
+    stride = axis.stride
+    if stride == 1:
+        return 0, axis
+    if axis.kernel > 1 and axis.dilation % stride:
+        return None
+    first = -axis.padding % stride
+    padding, dilation = (axis.padding + first) // stride, axis.dilation // stride
+    return first, axis._replace(stride=1, padding=padding, dilation=dilation, image=dilation)
+
+
+def box_of(images: int, height: int, width: int, size: int) -> tuple[int, int, int]:
+    """Images x rows x columns, powers of two whose product is `size`, such that few hold all."""
+    boxes = []
+    across = size
+    while across >= 1:
+        down = size // across
+        while down >= 1:
+            deep = size // across // down
+            number = triton.cdiv(images, deep) * triton.cdiv(height, down)
+            boxes.append((number * triton.cdiv(width, across), deep, down, across))
+            down //= 2
+        across //= 2
+    return min(boxes)[1:]
+
+
+def boxes_in(sizes: tuple[int, int, int], box: tuple[int, int, int]) -> int:
+    return math.prod(triton.cdiv(size, side) for size, side in zip(sizes, box, strict=True))
+
+
+def parts_of(tiles: int, boxes: int) -> int:
+    """How many parts the positions of a weight gradient are summed in: enough for the
+    multiprocessors of any GPU, twice, but not for less than four boxes each. Their number decides
+    on the order of the sum, so sizes alone decide on it."""
+    return max(1, min(triton.cdiv(264, tiles), boxes // 4))
 
 
 @triton.jit
@@ -85,17 +116,21 @@ def places(first, plane, BLOCK: tl.constexpr):
 
 @triton.jit
 def store(
-    y_ptr, sums, bias, y_row, y_column, row_inside, column_inside,
+    y_ptr, sums, bias_ptr, bias_stride, y_row, y_c, inside, group, first, columns,
     RELU: tl.constexpr,
     TURNED: tl.constexpr,  # whether along rows, which are positions, and not along channels
 ):  # fmt: skip
-    """A tile of a product, finished."""
-    dtype = y_ptr.dtype.element_ty
+    """A tile of a product, finished: positions x channels of a group, from the `first` on."""
+    CHANNELS: tl.constexpr = 1 if TURNED else 0  # where a dimension is missing
+    POSITIONS: tl.constexpr = 1 - CHANNELS
+    n = tl.expand_dims(first + tl.arange(0, sums.shape[1]), CHANNELS)
+    there = n < columns
+    channel = group * columns + n
+    bias = None
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + channel * bias_stride, there, 0.0)
     if TURNED:
-        y = finished(tl.trans(sums), bias[:, None], RELU, dtype)
-        at = y_ptr + y_column[:, None] + y_row[None, :]
-        tl.store(at, y, column_inside[:, None] & row_inside[None, :])
-    else:
-        y = finished(sums, bias[None, :], RELU, dtype)
-        at = y_ptr + y_row[:, None] + y_column[None, :]
-        tl.store(at, y, row_inside[:, None] & column_inside[None, :])
+        sums = tl.trans(sums)
+    y = finished(sums, bias, RELU, y_ptr.dtype.element_ty)
+    at = y_ptr + tl.expand_dims(y_row, POSITIONS) + channel * y_c
+    tl.store(at, y, there & tl.expand_dims(inside, POSITIONS))
