@@ -65,7 +65,7 @@ gpu-triton: gpu-build
 	D2LOPS_TEST_DEVICE=cuda D2LOPS_BACKEND=triton D2LOPS_TRITON_TUNE=0 OMP_NUM_THREADS=1 \
 		$(WITHIN) 180 $(PYTHON) -m pytest $(PLUGINS) --tb=short --durations=10 \
 		tests/test_corr2d.py tests/test_dropout.py tests/test_linear_relu.py tests/test_pool2d.py \
-		2>&1 | tee $(LOGS)/triton.log
+		tests/test_fma_chain.py 2>&1 | tee $(LOGS)/triton.log
 
 gpu-sanitize: gpu-build
 	$(MAKE) --keep-going --jobs=3 --output-sync memcheck racecheck initcheck 2>&1 | \

@@ -8,6 +8,7 @@ that no answer can have been remembered, in memory full of NaN, so that none can
 import contextlib
 import math
 import statistics
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -96,20 +97,10 @@ def _measure(
     triton: bool,
 ) -> Row:
     triton_error, no_triton = _try_triton(case, mode) if triton else (None, "")
-    sides = {"ours": case.ours, "torch": case.theirs}
-    if triton and not no_triton:
-        sides["triton"] = case.ours
-    if compiled:
-        sides["compiled"] = compiled
-    pool = [case.arguments(mode) for _ in range(POOL)]
-    clock = gpu_clock if on_gpu() and not case.python_counts else wall_clock
+    clocks = _clocks(case, mode, compiled, triton and not no_triton)
     # A GPU that only the wall clock watches has to be kept busy for longer than it takes to start.
     seconds = 0.05 if on_gpu() and case.python_counts else 0.01
-    clocks = [clock(call, [(f, arguments) for arguments in pool]) for f in sides.values()]
-    if "triton" in sides:
-        place = list(sides).index("triton")
-        clocks[place] = _with_triton(clocks[place])
-    times = dict(zip(sides, _times_in_turns(clocks, seconds), strict=True))
+    times = _times_in_turns(clocks, seconds)
     medians = {side: statistics.median(of_side) for side, of_side in times.items()}
     spreads = {side: _spread(of_side) for side, of_side in times.items()}
     ours, theirs = medians["ours"], medians["torch"]
@@ -144,7 +135,7 @@ def _measure(
         torch_error=torch_error,
         error=ours_error / torch_error if torch_error else None,
         triton_seconds=medians.get("triton"),
-        triton_speedup=theirs / medians["triton"] if "triton" in sides else None,
+        triton_speedup=theirs / medians["triton"] if "triton" in medians else None,
         triton_spread=spreads.get("triton"),
         triton_error=triton_error,
         no_triton=no_triton,
@@ -159,6 +150,24 @@ def _try_triton(case: Case, mode: str) -> tuple[float | None, str]:
     except Exception as error:
         return None, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     return ours / theirs if theirs else None, ""
+
+
+def _clocks(
+    case: Case, mode: str, compiled: Callable[..., Tensor] | None, triton: bool
+) -> dict[str, Clock]:
+    """By name, of each side that is measured; all with the same tensors."""
+    pool = [case.arguments(mode) for _ in range(POOL)]
+    clock = gpu_clock if on_gpu() and not case.python_counts else wall_clock
+
+    def clock_of(function: Callable[..., Tensor]) -> Clock:
+        return clock(call, [(function, arguments) for arguments in pool])
+
+    clocks = {"ours": clock_of(case.ours), "torch": clock_of(case.theirs)}
+    if triton:
+        clocks["triton"] = _with_triton(clock_of(case.ours))
+    if compiled:
+        clocks["compiled"] = clock_of(compiled)
+    return clocks
 
 
 def _with_triton(clock: Clock) -> Clock:
@@ -177,14 +186,15 @@ def call(function: Callable[..., Tensor], arguments: Arguments) -> tuple[Tensor,
     return output, *torch.autograd.grad(output, arguments.inputs, arguments.gradient)
 
 
-def _times_in_turns(sides: list[Clock], seconds: float) -> list[list[float]]:
+def _times_in_turns(clocks: dict[str, Clock], seconds: float) -> dict[str, list[float]]:
     """Each side's seconds per call in each round of that length; who is first goes round."""
-    calls = [calls_for(clock, seconds) for clock in sides]
-    times: list[list[float]] = [[] for _ in sides]
-    for round in range(ROUNDS):
-        for turn in range(len(sides)):
-            side = (round + turn) % len(sides)
-            times[side].append(sides[side](calls[side]))
+    calls = {side: calls_for(clock, seconds) for side, clock in clocks.items()}
+    times: dict[str, list[float]] = {side: [] for side in clocks}
+    turns = deque(clocks)
+    for _ in range(ROUNDS):
+        for side in turns:
+            times[side].append(clocks[side](calls[side]))
+        turns.rotate(-1)
     return times
 
 

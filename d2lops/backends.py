@@ -147,9 +147,10 @@ def _on_one_device(rule: Callable) -> Callable:
     @functools.wraps(rule)
     def checked(*arguments: object, **named: object) -> object:
         tensors = filter(torch.is_tensor, (*arguments, *named.values()))
-        devices = {str(tensor.device) for tensor in tensors}
+        devices = {tensor.device for tensor in tensors}
         if len(devices) > 1:
-            raise RuntimeError(f"tensors must be on one device, but are on {sorted(devices)}")
+            found = ", ".join(sorted(map(str, devices)))
+            raise RuntimeError(f"tensors must be on one device, but are on {found}")
         return rule(*arguments, **named)
 
     return checked

@@ -6,6 +6,7 @@ import torch
 from d2lops.backends import kernels
 from d2lops.ops.fma_chain import fma_chain
 from tests.accuracy import DTYPES
+from tests.device import raw
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -23,7 +24,7 @@ def test_many_rounds_tend_to_one() -> None:
 
 
 def test_compiler_knows_the_shape() -> None:
-    torch.library.opcheck(torch.ops.d2lops.fma_chain.default, (torch.randn(3, 5), 2))
+    torch.library.opcheck(raw.fma_chain.default, (torch.randn(3, 5), 2))
     assert kernels(torch.empty(2, 3, device="meta")).fma_chain(
         torch.empty(2, 3, device="meta"), 1
     ).shape == (2, 3)
@@ -36,3 +37,17 @@ def test_bad_input() -> None:
         fma_chain(torch.ones(4), -1)
     with pytest.raises(NotImplementedError, match="int64"):
         fma_chain(torch.ones(4, dtype=torch.int64), 1)
+
+
+@pytest.mark.parametrize(
+    "x, rounds",
+    [
+        (torch.ones(4, 4).t()[1:], 1),
+        (torch.ones(4), -1),
+        (torch.ones(4, dtype=torch.int64), 1),
+    ],
+    ids=["not contiguous", "negative rounds", "integers"],
+)
+def test_raw_operator_refuses_nonsense(x: torch.Tensor, rounds: int) -> None:
+    with pytest.raises(RuntimeError):
+        raw.fma_chain(x, rounds)

@@ -6,6 +6,7 @@ tensor cores would cost most of the speed, or the launch, and show in no result.
 
 import itertools
 import multiprocessing
+import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from d2lops import functional as F
+from d2lops.ops.fma_chain import fma_chain
 from tests.accuracy import outputs_and_gradients
 from tests.device import BACKEND, INTERPRETED, cpu_only
 from tests.every_operator import every_operator
@@ -133,3 +135,16 @@ def test_machine_code(
     found: dict[tuple[str, str, str], Future], case: tuple[str, str, str]
 ) -> None:
     assert found[case].result() == []
+
+
+@pytest.mark.parametrize("dtype, unit", (("float32", "F"), ("float64", "D")))
+def test_yardstick_multiplies_and_adds_at_once(dtype: str, unit: str) -> None:
+    """In one instruction each, of which 64 follow on one another: eight chains, eight rounds."""
+    from tests.ahead_of_time import GPUS, launches, machine_code
+
+    hopper = GPUS["sm_90"]
+    (launch,) = launches(hopper, fma_chain, meta(2**20, dtype=DTYPES[dtype]), 1000)
+    code = machine_code(hopper, launch)
+    assert code.spilled == 0
+    assert not re.search(rf"\b{unit}(MUL|ADD)\b", code.text)
+    assert any(loop.count(f"{unit}FMA") == 64 for loop in re.split(r"\bBRA\b", code.text))

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.library import custom_op, triton_op
 
-from d2lops.triton_kernels import bias_grad, corr2d, dropout, linear_relu, pool2d
+from d2lops.triton_kernels import bias_grad, corr2d, dropout, fma_chain, linear_relu, pool2d
 from d2lops.triton_kernels.device import INTERPRETED
 
 LAUNCHERS: dict[str, Callable] = {
     name: launcher
-    for module in (bias_grad, corr2d, dropout, linear_relu, pool2d)
+    for module in (bias_grad, corr2d, dropout, fma_chain, linear_relu, pool2d)
     for name, launcher in vars(module).items()
     if hasattr(torch.ops.d2lops, name) and inspect.isfunction(launcher)
 }

@@ -32,14 +32,19 @@ def fma_chain(x: Tensor, rounds: int) -> Tensor:
         >>> fma_chain(torch.tensor([9.0, 1.0]), 3)
         tensor([2., 1.])
     """
+    _check(x, rounds)
+    return kernels(x).fma_chain(x, rounds)
+
+
+def _check(x: object, rounds: int) -> None:
     check_tensor("fma_chain", "x", x)
     if not x.is_contiguous():
         raise RuntimeError(f"fma_chain(): x must be contiguous, but has strides {x.stride()}")
     if rounds < 0:
         raise RuntimeError(f"fma_chain(): rounds must be at least 0, but got {rounds}")
-    return kernels(x).fma_chain(x, rounds)
 
 
 @shape_rule("fma_chain")
 def _(x: Tensor, rounds: int) -> Tensor:
+    _check(x, rounds)
     return torch.empty_like(x)

@@ -178,6 +178,13 @@ def _check_matrices(op: str, **matrices: Tensor) -> None:
             raise RuntimeError(f"{op}(): {name} must have 2 dimensions, but has {matrix.dim()}")
 
 
+def _check_grad(op: str, g: Tensor, y: Tensor | None, name: str, other: Tensor) -> None:
+    check_tensor(op, "g", g)
+    check_like(op, name, other, g)
+    check_mask(op, g, y)
+    _check_matrices(op, **{"g": g, name: other})
+
+
 @shape_rule("linear")
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool = False) -> Tensor:
     return _empty_product("linear", x, weight, bias)
@@ -191,10 +198,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, tf32: bool = False) -> Ten
 @shape_rule("linear_input_grad")
 def _(g: Tensor, y: Tensor | None, weight: Tensor, tf32: bool = False) -> Tensor:
     op = "linear_input_grad"
-    check_tensor(op, "g", g)
-    check_like(op, "weight", weight, g)
-    check_mask(op, g, y)
-    _check_matrices(op, g=g, weight=weight)
+    _check_grad(op, g, y, "weight", weight)
     check_size(op, "weight", weight, (g.size(1), weight.size(1)))
     return g.new_empty(g.size(0), weight.size(1))
 
@@ -202,9 +206,6 @@ def _(g: Tensor, y: Tensor | None, weight: Tensor, tf32: bool = False) -> Tensor
 @shape_rule("linear_weight_grad")
 def _(g: Tensor, y: Tensor | None, x: Tensor, tf32: bool = False) -> Tensor:
     op = "linear_weight_grad"
-    check_tensor(op, "g", g)
-    check_like(op, "x", x, g)
-    check_mask(op, g, y)
-    _check_matrices(op, g=g, x=x)
+    _check_grad(op, g, y, "x", x)
     check_size(op, "x", x, (g.size(0), x.size(1)))
     return g.new_empty(g.size(1), x.size(1))
