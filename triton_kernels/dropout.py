@@ -24,12 +24,11 @@ from torch import Tensor
 from triton import Config
 
 from d2lops.triton_kernels.arithmetic import narrow, widen
+from d2lops.triton_kernels.blocks import power_of_two
 from d2lops.triton_kernels.launch import launch, launch_fastest
 
 CONTIGUOUS = [Config({"BLOCK": b}, num_warps=w) for b, w in [(256, 4), (512, 4), (512, 8)]]
-# For memory that is contiguous along a tensor's innermost dimension, and for any other.
-INNER = Config({"BLOCK_INNER": 64, "BLOCK_OUTER": 4}, num_warps=4)
-OUTER = Config({"BLOCK_INNER": 2, "BLOCK_OUTER": 128}, num_warps=4)
+STRIDED = 256  # counters of a program
 
 
 @triton.jit
@@ -137,9 +136,11 @@ def _dropout_strided(
     dims = [Dim(1, 0, 0)] * (4 - len(dims)) + dims
     leading, last = dims[:-4], dims[-4:]
     sizes, x_strides, y_strides = zip(*last, strict=True)
-    config = INNER if last[3].x_stride <= last[2].x_stride else OUTER
-    blocks = triton.cdiv(triton.cdiv(sizes[3] + 3, 4), config.kwargs["BLOCK_INNER"])
-    blocks *= triton.cdiv(sizes[2], config.kwargs["BLOCK_OUTER"])
+    # Lanes along whichever dimension is contiguous in memory, as far as it goes.
+    outer = 4 if last[3].x_stride <= last[2].x_stride else power_of_two(sizes[2], 128)
+    inner = STRIDED // outer
+    config = Config({"BLOCK_INNER": inner, "BLOCK_OUTER": outer}, num_warps=4)
+    blocks = triton.cdiv(triton.cdiv(sizes[3] + 3, 4), inner) * triton.cdiv(sizes[2], outer)
     for number, place in enumerate(itertools.product(*(range(dim.size) for dim in leading))):
         x_first = sum(i * dim.x_stride for i, dim in zip(place, leading, strict=True))
         y_first = sum(i * dim.y_stride for i, dim in zip(place, leading, strict=True))
