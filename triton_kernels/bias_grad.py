@@ -25,6 +25,7 @@ from d2lops.triton_kernels.blocks import (
     power_of_two,
     zeros,
 )
+from d2lops.triton_kernels.dims import collapsed
 from d2lops.triton_kernels.launch import launch
 
 TILE = 2048  # elements that a program reads at once
@@ -88,25 +89,12 @@ def add_parts(
     tl.store(db_ptr + channel, narrow(total, db_ptr.dtype.element_ty), exists)
 
 
-def collapsed(g: Tensor, y: Tensor) -> list[tuple[int, int, int]]:
-    """Sizes and strides of the fewest dimensions that both have for the same pixels."""
-    dims: list[tuple[int, int, int]] = []
-    for d in (0, *range(2, g.dim())):
-        size, g_stride, y_stride = g.size(d), g.stride(d), y.stride(d)
-        if size == 1:
-            continue
-        if dims and dims[-1][1:] == (g_stride * size, y_stride * size):
-            size *= dims.pop()[0]
-        dims.append((size, g_stride, y_stride))
-    return dims or [(1, 0, 0)]
-
-
 def bias_grad(g: Tensor, y: Tensor | None, *, out: Tensor) -> None:
     if g.numel() == 0:
         out.zero_()
         return
     channels = g.size(1)
-    dims = collapsed(g, g if y is None else y)
+    dims = collapsed(g, g if y is None else y, (0, *range(2, g.dim())))
     rank = len(dims)
     sizes, g_strides, y_strides = zip(*[(1, 0, 0)] * (3 - rank), *dims, strict=True)
     pixels = math.prod(sizes)

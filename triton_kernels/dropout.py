@@ -16,7 +16,6 @@ equally by arithmetic for 16-bit ones.
 import itertools
 import math
 import struct
-from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -25,6 +24,7 @@ from triton import Config
 
 from d2lops.triton_kernels.arithmetic import narrow, widen
 from d2lops.triton_kernels.blocks import power_of_two
+from d2lops.triton_kernels.dims import Dim, collapsed
 from d2lops.triton_kernels.launch import launch, launch_fastest
 
 CONTIGUOUS = [Config({"BLOCK": b}, num_warps=w) for b, w in [(256, 4), (512, 4), (512, 8)]]
@@ -89,24 +89,6 @@ def dropout_strided(
         tl.store(y_row + i3 * y_stride3, scaled(x, word, threshold, scale_bits), inside)
 
 
-class Dim(NamedTuple):
-    size: int
-    x_stride: int
-    y_stride: int
-
-
-def collapsed(x: Tensor, y: Tensor) -> list[Dim]:
-    """The fewest dimensions that describe both, in logical order: neighbours merged, 1s gone."""
-    dims: list[Dim] = []
-    for size, x_stride, y_stride in zip(x.shape, x.stride(), y.stride(), strict=True):
-        if size == 1:
-            continue
-        if dims and dims[-1][1:] == (x_stride * size, y_stride * size):
-            size *= dims.pop().size
-        dims.append(Dim(size, x_stride, y_stride))
-    return dims or [Dim(1, 1, 1)]
-
-
 def dropout(x: Tensor, seed: Tensor, p: float, *, out: Tensor) -> None:
     threshold = math.ceil(p * 2**32)
     if threshold == 2**32:  # which no word reaches
@@ -116,7 +98,7 @@ def dropout(x: Tensor, seed: Tensor, p: float, *, out: Tensor) -> None:
         return
     # As integers, so that none of its 64 bits are lost on the way to a kernel.
     (scale_bits,) = struct.unpack("q", struct.pack("d", 1 / (1 - p)))
-    dims = collapsed(x, out)
+    dims = collapsed(x, out, range(x.dim()))
     if dims == [Dim(x.numel(), 1, 1)] or x.numel() == 1:
 
         def run(config: Config) -> None:
