@@ -238,14 +238,15 @@ def _weight_grad_product(
 ) -> tuple[Tensor, int, int]:
     """Its parts, and how many output and input channels of a group they have."""
     through_tma = corr2d_tma.fits_weight_grad(g, x, axes, groups, kind)
-    # Without tensor cores there are no registers left for a mask, and time enough for a copy.
-    together = mask is None or (strides(mask) == strides(g) and is_packed(mask, groups))
-    if not together or not on_tensor_cores(g, kind) or not is_packed(g, groups):
+    # Through TMA a mask would take a detour. Without tensor cores there are no registers left for
+    # one, and time enough for a copy.
+    apart = mask is not None and (strides(mask) != strides(g) or not is_packed(mask, groups))
+    if apart or through_tma or not on_tensor_cores(g, kind) or not is_packed(g, groups):
         g, mask = packed(g, groups, mask), None
     packet = power_of_two(x.size(1) // groups, PACKET)
     x = packed(x, groups, packet=packet)
     if through_tma:
-        sums = corr2d_tma.run_weight_grad(g, mask, x, axes, groups)
+        sums = corr2d_tma.run_weight_grad(g, x, axes, groups)
     else:
         sums = corr2d_pointers.run_weight_grad(g, mask, x, axes, groups, packet, kind)
     return sums, g.size(1) // groups, x.size(1) // groups

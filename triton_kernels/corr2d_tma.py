@@ -11,9 +11,10 @@ Where the stride is not 1, taps meet rows of several phases, which are not a box
 stride of 1 in what they read, and a forward layer whose taps are in one phase (1x1, above all)
 reads every s-th row, as an image of its own.
 
-Positions are the columns of the product, and channels its rows: only its second operand may be a
-box in shared memory, the first one would have to take a detour through registers to become a
-matrix. A mask would, too. So it is applied before, by packing.py.
+Tiles are computed turned, channels x positions: of a product's operands only the second one may be
+a box in shared memory; the first one takes a detour through registers to become a matrix. In the
+weight gradient both are boxes, and the gradient takes it. A mask would, too, for every tap: so it
+is applied before, once, by packing.py.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 from triton import Config
 
-from d2lops.triton_kernels.arithmetic import passing, sum_dtype
+from d2lops.triton_kernels.arithmetic import sum_dtype
 from d2lops.triton_kernels.blocks import power_of_two
 from d2lops.triton_kernels.device import device_of
 from d2lops.triton_kernels.launch import launch, launch_fastest
@@ -188,7 +189,7 @@ def met_by(offset, stride, x_size, g_size):
 
 @triton.jit
 def corr2d_weight_grad_through_tma(
-    g_ptr, mask_ptr, x_ptr, sums_ptr,  # the mask may be None
+    g_ptr, x_ptr, sums_ptr,
     images, g_height, g_width, rows,  # g, with so many channels in a group
     x_height, x_width, channels,  # x likewise
     groups, parts,
@@ -225,11 +226,6 @@ def corr2d_weight_grad_through_tma(
         g_ptr, images, g_height, g_width, groups * rows, g_n, g_h, g_w,
         BOX_N, BOX_H, BOX_W, BLOCK_M,
     )  # fmt: skip
-    if mask_ptr is not None:
-        mask = in_boxes(
-            mask_ptr, images, g_height, g_width, groups * rows, g_n, g_h, g_w,
-            BOX_N, BOX_H, BOX_W, BLOCK_M,
-        )  # fmt: skip
 
     # The boxes of this part: as many as of any other, or one less.
     boxes_h = tl.cdiv(g_height, BOX_H)
@@ -243,9 +239,6 @@ def corr2d_weight_grad_through_tma(
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for _ in range(tl.where(met, end - begin, 0)):
         g_tile = g.load([n, a, b, group * rows + row]).reshape(BLOCK_K, BLOCK_M)
-        if mask_ptr is not None:
-            mask_tile = mask.load([n, a, b, group * rows + row]).reshape(BLOCK_K, BLOCK_M)
-            g_tile = passing(g_tile, mask_tile)
         x_tile = x.load([n, a + shift_h, b + shift_w, group * channels + column])
         sums = multiply(g_tile.T, x_tile.reshape(BLOCK_K, BLOCK_N), sums, "ieee")
         b += BOX_W
@@ -380,9 +373,7 @@ def without_stride(axis: Axis) -> tuple[int, ...]:
     return axis[:3] + axis[4:]
 
 
-def run_weight_grad(
-    g: Tensor, mask: Tensor | None, x: Tensor, axes: tuple[Axis, Axis], groups: int
-) -> Tensor:
+def run_weight_grad(g: Tensor, x: Tensor, axes: tuple[Axis, Axis], groups: int) -> Tensor:
     """The parts that the weight gradient is the sum of: (parts, output channels, taps, inputs)."""
     images, outputs, height, width = g.shape
     rows, channels = outputs // groups, x.size(1) // groups
@@ -403,7 +394,7 @@ def run_weight_grad(
         launch(
             corr2d_weight_grad_through_tma,
             (number(*sides(config)) * parts,),
-            *(g, mask, x, sums, images, height, width, rows, *x.shape[2:], channels),
+            *(g, x, sums, images, height, width, rows, *x.shape[2:], channels),
             *(groups, parts, down.kernel, across.kernel, down.stride, across.stride),
             *(down.padding, across.padding, down.dilation, across.dilation),
             *(g_n, g_h, g_w, x_n, x_h, x_w),
@@ -414,6 +405,6 @@ def run_weight_grad(
 
     tiles = WEIGHT_TILES if channels > 64 else WEIGHT_TILES_OF_FEW_CHANNELS
     configs = configs_of(tiles, WEIGHT_POSITIONS, lambda m, n: number(m, n) * parts)
-    problem = (images, height, width, rows, channels, groups, taps, str(mask is None))
+    problem = (images, height, width, rows, channels, groups, taps)
     launch_fastest(run, configs, corr2d_weight_grad_through_tma, problem, g)
     return sums
