@@ -13,7 +13,7 @@ CSRC := $(call find_cpp,csrc)
 LINTED := $(CSRC) $(call find_cpp,tests)
 
 .PHONY: venv bench test lint format clean
-.PHONY: gpu gpu-build gpu-test gpu-triton gpu-sanitize gpu-bench memcheck racecheck initcheck
+.PHONY: gpu gpu-build gpu-test gpu-triton gpu-configurations gpu-sanitize gpu-bench memcheck racecheck initcheck
 
 venv: .venv/installed
 
@@ -48,7 +48,8 @@ gpu-%: export PYTHONUNBUFFERED = 1
 
 # What is not timed runs side by side.
 gpu: gpu-build
-	$(MAKE) --keep-going --jobs=3 --output-sync gpu-test gpu-triton gpu-sanitize; tested=$$?; \
+	$(MAKE) --keep-going --jobs=4 --output-sync \
+		gpu-test gpu-triton gpu-configurations gpu-sanitize; tested=$$?; \
 		$(MAKE) gpu-bench && exit $$tested
 
 gpu-build:
@@ -58,7 +59,8 @@ gpu-build:
 
 gpu-test: gpu-build
 	D2LOPS_TEST_DEVICE=cuda OMP_NUM_THREADS=1 $(WITHIN) 180 \
-		$(PYTHON) -m pytest $(PLUGINS) --tb=short --durations=10 2>&1 | tee $(LOGS)/test.log
+		$(PYTHON) -m pytest $(PLUGINS) --tb=short --durations=10 \
+		--ignore=tests/test_triton_configurations.py 2>&1 | tee $(LOGS)/test.log
 
 # First configurations: to find the fastest of several for each size would take longer than to test.
 gpu-triton: gpu-build
@@ -66,6 +68,11 @@ gpu-triton: gpu-build
 		$(WITHIN) 180 $(PYTHON) -m pytest $(PLUGINS) --tb=short --durations=10 \
 		tests/test_corr2d.py tests/test_dropout.py tests/test_linear_relu.py tests/test_pool2d.py \
 		tests/test_fma_chain.py 2>&1 | tee $(LOGS)/triton.log
+
+# What a user's GPU may find to be the fastest.
+gpu-configurations: gpu-build
+	D2LOPS_TEST_DEVICE=cuda OMP_NUM_THREADS=1 $(WITHIN) 180 $(PYTHON) -m pytest $(PLUGINS) \
+		--tb=short tests/test_triton_configurations.py 2>&1 | tee $(LOGS)/configurations.log
 
 gpu-sanitize: gpu-build
 	$(MAKE) --keep-going --jobs=3 --output-sync memcheck racecheck initcheck 2>&1 | \
