@@ -230,8 +230,8 @@ def configs_of(
         table = FEW_ROWS if tensor_cores else FEW_ROWS_WITHOUT_TENSOR_CORES
     elif columns <= 32:
         table = FEW_COLUMNS if tensor_cores else FEW_COLUMNS_WITHOUT_TENSOR_CORES
-    elif tma:
-        table = THROUGH_TMA
+    elif tma:  # Blackwell has no registers left for the largest tiles of 32-bit numbers.
+        table = THROUGH_TMA[itemsize == 4 and device.capability >= 100 :]
     elif tensor_cores:  # The largest tiles have no registers left for single numbers' addresses,
         table = THROUGH_POINTERS[not large :]
     else:  # or for masks, or for numbers of 64 bits.
