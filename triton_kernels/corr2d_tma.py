@@ -35,6 +35,7 @@ from d2lops.triton_kernels.product import (
     multiply,
     on_tensor_cores,
     persistent,
+    stages_that_fit,
     tile_at,
 )
 from d2lops.triton_kernels.taps import (
@@ -301,13 +302,17 @@ def block_of_depth(x: Tensor, depth: int) -> int:
 
 
 def configs_of(
-    tiles: tuple[tuple[int, int, int, int], ...], block_k: int, number: Callable[[int, int], int]
+    x: Tensor,
+    tiles: tuple[tuple[int, int, int, int], ...],
+    block_k: int,
+    number: Callable[[int, int], int],
 ) -> list[Config]:
     """For problems of such a `number` of tiles."""
-    configs = [
-        Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": block_k}, num_warps=warps, num_stages=stages)
-        for m, n, warps, stages in tiles
-    ]
+    configs = []
+    for m, n, warps, stages in tiles:
+        blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": block_k}
+        stages = stages_that_fit(device_of(x), (m + n) * block_k * x.itemsize, stages)
+        configs.append(Config(blocks, num_warps=warps, num_stages=stages))
     return guessed_first(configs, lambda config: number(*sides(config)))
 
 
@@ -364,7 +369,7 @@ def run_product(
         tiles = TILES[x.itemsize == 4 :]
     else:
         tiles = TILES_OF_FEW_CHANNELS
-    configs = configs_of(tiles, block_of_depth(x, depth), number)
+    configs = configs_of(x, tiles, block_of_depth(x, depth), number)
     problem = (*positions, depth, columns, groups, down.kernel, across.kernel, str(adjoint))
     launch_fastest(run, configs, corr2d_through_tma, problem, x)
 
@@ -404,7 +409,7 @@ def run_weight_grad(g: Tensor, x: Tensor, axes: tuple[Axis, Axis], groups: int) 
         )
 
     tiles = WEIGHT_TILES if channels > 64 else WEIGHT_TILES_OF_FEW_CHANNELS
-    configs = configs_of(tiles, WEIGHT_POSITIONS, lambda m, n: number(m, n) * parts)
+    configs = configs_of(g, tiles, WEIGHT_POSITIONS, lambda m, n: number(m, n) * parts)
     problem = (images, height, width, rows, channels, groups, taps)
     launch_fastest(run, configs, corr2d_weight_grad_through_tma, problem, g)
     return sums

@@ -39,6 +39,7 @@ from d2lops.triton_kernels.product import (
     on_tensor_cores,
     persistent,
     precision,
+    stages_that_fit,
     tile_at,
     zeros,
 )
@@ -197,16 +198,14 @@ def ceil_div(a: int, b: int) -> int:  # triton.cdiv takes microseconds on this s
 def fitted(
     table: tuple[tuple[int, ...], ...], few: int, device: Device, itemsize: int, masked: bool
 ) -> tuple[Config, ...]:
-    """A table of tiles, each with as many stages as fit into shared memory."""
+    """A table of tiles, each with as many stages as fit."""
     configs = []
     for rows, columns, depth, warps, stages in table:
         rows, columns = rows or few, columns or few
         depth = max(16, depth // itemsize)  # no product is shorter
         stage = (rows * (1 + masked) + columns) * depth * itemsize
         blocks = {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": depth}
-        # AMD's compiler overlaps two, and holds one of them in registers.
-        fit = 2 if device.maker == "hip" else device.shared_memory // stage
-        stages = min(stages, fit)
+        stages = stages_that_fit(device, stage, stages)
         configs.append(Config(blocks, num_warps=warps, num_stages=stages))
     return tuple(configs)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from triton import Config
 
 from d2lops.triton_kernels.arithmetic import INTERPRETED, narrow, widen
-from d2lops.triton_kernels.device import device_of
+from d2lops.triton_kernels.device import Device, device_of
 from d2lops.triton_kernels.launch import is_traced
 
 GROUP = tl.constexpr(8)
@@ -46,6 +46,12 @@ def allow_descriptors() -> None:
 def persistent(tiles: int, config: Config, x: Tensor) -> int:
     """How many programs go on from tile to tile: one or two a multiprocessor."""
     return min(tiles, device_of(x).multiprocessors * 8 // config.num_warps)
+
+
+def stages_that_fit(device: Device, stage: int, most: int) -> int:
+    """Stages of so many bytes, in shared memory. AMD's compiler overlaps two, and holds one of them
+    in registers."""
+    return min(most, 2 if device.maker == "hip" else device.shared_memory // stage)
 
 
 def guessed_first(configs: Sequence[Config], tiles: Callable[[Config], int]) -> list[Config]:
