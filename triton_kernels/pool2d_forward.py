@@ -12,8 +12,6 @@ from d2lops.triton_kernels.blocks import POSITIONS, of_positions, zeros
 from d2lops.triton_kernels.pool2d_tiles import averaged, planes, tile_of
 from d2lops.triton_kernels.windows import inputs_of
 
-INFINITY = tl.constexpr(float("inf"))
-
 
 @triton.jit
 def maximum(best, where, x, tap):
@@ -27,7 +25,7 @@ def largest(best, where):
     """What all lanes have seen: the same rule, but in integers, as maxima of floats drop NaNs."""
     is_nan = best != best
     last_nan = tl.max(tl.where(is_nan, where, -1), POSITIONS, keep_dims=True)
-    most = tl.max(tl.where(is_nan, -INFINITY, best), POSITIONS, keep_dims=True)
+    most = tl.max(tl.where(is_nan, float("-inf"), best), POSITIONS, keep_dims=True)
     first = tl.min(tl.where(best == most, where, 0x7FFFFFFF), POSITIONS, keep_dims=True)
     has_nan = last_nan >= 0
     return tl.where(has_nan, float("nan"), most), tl.where(has_nan, last_nan, first)
@@ -45,7 +43,7 @@ def unseen(x_ptr, argmax_ptr, tap, LANES: tl.constexpr, CHANNELS: tl.constexpr):
     """A tile that has seen nothing: sums of 0, or maxima of -infinity, as if found at that tap."""
     total = zeros(x_ptr, LANES, CHANNELS)
     if argmax_ptr is not None:
-        total -= INFINITY
+        total -= float("inf")
     return total, tl.where(total < 0, tap, 0)  # tiles
 
 
@@ -101,7 +99,7 @@ def pool_small_windows(
             h, w = top + i, left + j
             inside = (h >= 0) & (h < height) & (w >= 0) & (w < width)
             if argmax_ptr is not None:
-                seen = tl.load(source) if INSIDE else tl.load(source, inside, -INFINITY)
+                seen = tl.load(source) if INSIDE else tl.load(source, inside, float("-inf"))
                 total, where = maximum(total, where, widen(seen), i * KERNEL_W + j)
             else:
                 row_total += widen(tl.load(source) if INSIDE else tl.load(source, inside, 0.0))
@@ -149,7 +147,7 @@ def pool_windows(
             source = x + one * i * dilation_h * x_stride_h + one * j * dilation_w * x_stride_w
             inside = (i < down) & (j < across)
             if argmax_ptr is not None:
-                seen = widen(tl.load(source, inside, -INFINITY))
+                seen = widen(tl.load(source, inside, float("-inf")))
                 tap = (tap_h + i) * kernel_w + tap_w + j
                 total, where = maximum(total, where, seen, tap.to(tl.int32))
             else:
@@ -200,7 +198,7 @@ def pool_large_windows(
         inside = (i < down) & (j < across)
         source = x + (i * dilation_h * x_stride_h + j * dilation_w * x_stride_w)
         if argmax_ptr is not None:
-            seen = widen(tl.load(source, inside, -INFINITY))
+            seen = widen(tl.load(source, inside, float("-inf")))
             tap = (tap_h + i) * kernel_w + tap_w + j
             total, where = maximum(total, where, seen, tap.to(tl.int32))
         else:
