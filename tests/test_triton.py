@@ -4,7 +4,10 @@ What its kernels compute is for the operators' tests to say: `test_triton_kernel
 """
 
 import contextlib
+import runpy
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._functorch.aot_autograd import aot_export_module
+from torch._inductor.codegen import wrapper
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import d2lops
@@ -114,6 +118,18 @@ class TestCompiler:
         for node in kernels:
             written = [node.kwargs["kwargs"][name] for name in node.kwargs["tensors_to_clone"]]
             assert written and all("empty" in str(tensor.target) for tensor in written)
+
+    def test_copies_kernels_with_all_that_they_name(self, tmp_path: Path) -> None:
+        """Each into a file of its own, where infinity, as it is printed, would be a name."""
+        copied = wrapper.user_defined_triton_kernel_transitive_closure_source_code
+        modules = [module for name, module in sys.modules.items() if "triton_kernels." in name]
+        values = [value for module in modules for value in vars(module).values()]
+        kernels = {value for value in values if isinstance(value, triton.JITFunction)}
+        assert kernels
+        for number, kernel in enumerate(kernels):
+            path = tmp_path / f"kernel_{number}.py"
+            path.write_text(f"import triton\nimport triton.language as tl\n{copied(kernel)}")
+            runpy.run_path(str(path))
 
 
 class EveryRawOperator(torch.nn.Module):
