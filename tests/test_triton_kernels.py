@@ -9,14 +9,12 @@ and layer, of which one is kept for each layer. A GPU's kernels know no number o
 """
 
 import importlib.util
-import os
 import subprocess
-import sys
 
 import pytest
 
 from tests.device import BACKEND, cpu_only
-from tests.isolated import ROOT
+from tests.isolated import assert_passed, start_pytest
 
 LEFT_OUT = {
     "corr2d": (
@@ -47,15 +45,11 @@ pytestmark = [
 
 
 def start(name: str) -> subprocess.Popen:
-    environment = {"TRITON_INTERPRET": "1", "D2LOPS_BACKEND": "triton", "OMP_NUM_THREADS": "1"}
-    options = ["-x", "-p", "no:cacheprovider", "--durations=15", "-k", f"not ({LEFT_OUT[name]})"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "pytest", *options, f"tests/test_{name}.py"],
-        env={**os.environ, **environment},
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    return start_pytest(
+        *("-k", f"not ({LEFT_OUT[name]})", f"tests/test_{name}.py"),
+        TRITON_INTERPRET="1",
+        D2LOPS_BACKEND="triton",
+        OMP_NUM_THREADS="1",
     )
 
 
@@ -67,6 +61,4 @@ def runs() -> dict[str, subprocess.Popen]:
 
 @pytest.mark.parametrize("name", LEFT_OUT)
 def test_operators(runs: dict[str, subprocess.Popen], name: str) -> None:
-    output, _ = runs[name].communicate()
-    assert runs[name].returncode == 0, output[-3000:]
-    assert " passed" in output
+    assert_passed(runs[name])
