@@ -49,5 +49,6 @@ def assert_passed(tests: subprocess.Popen) -> None:
 def assert_survives(script: str) -> None:
     """The script neither raises nor crashes, on the kernels that are tested here."""
     library = os.environ.get("D2LOPS_CPU") or backends.cpu_library[0]
+    script = f"import tests.conftest\n{script}"  # which makes the interpreter fast
     result = run_python("-c", script, D2LOPS_CPU=library, D2LOPS_BACKEND=BACKEND)
     assert result.returncode == 0, result.stderr or f"ended by {result.returncode}"

@@ -185,7 +185,8 @@ def fingerprint(device: str = "cpu") -> str:
 
 
 class TestStatistics:
-    """Of a million elements, if that takes no minutes; no statistic strays more than five standard deviations."""
+    """Of a million elements (in the interpreter, fewer); no statistic strays more than five
+    standard deviations."""
 
     SIZE = 2**16 if INTERPRETED else 2**20
     SEEDS = (0, 1, 2**40)
