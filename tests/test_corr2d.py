@@ -310,7 +310,7 @@ class TestValues:
 
     def test_every_width(self) -> None:
         """Rows of the image begin anywhere in a panel of columns, and end anywhere in a vector."""
-        for width in range(1, 66):
+        for width in range(1, 66, 16 if INTERPRETED else 1):
             case = Case((1, 64, 64, width), (64, 64, 2, 3), {"padding": (1, 0, 1, 1)})
             x, weight, bias = case.tensors(torch.float32)
             with threads(1):
@@ -908,6 +908,7 @@ REFUSED = {  # arguments for conv2d, and what the message says
 
 
 Range = tuple[int, int]  # least and most
+EXAMPLES = 20 if INTERPRETED else 150
 
 
 class TestArguments:
@@ -945,12 +946,12 @@ class TestArguments:
         arguments = (X, torch.ones(6, 1, 2, 2), torch.ones(6), 2, 1, 3, 3)
         torch.testing.assert_close(F.conv2d(*arguments), torch.nn.functional.conv2d(*arguments))
 
-    @settings(derandomize=True, max_examples=150, deadline=None, database=None)
+    @settings(derandomize=True, max_examples=EXAMPLES, deadline=None, database=None)
     @given(data=st.data())
     def test_anything_agrees_with_torch(self, data: st.DataObject) -> None:
         self.draw_and_check(data, channels=(1, 5), height=(1, 12), width=(1, 18), kernel=(1, 4))
 
-    @settings(derandomize=True, max_examples=100, deadline=None, database=None)
+    @settings(derandomize=True, max_examples=EXAMPLES, deadline=None, database=None)
     @given(data=st.data())
     def test_anything_larger_agrees_with_torch(self, data: st.DataObject) -> None:
         self.draw_and_check(data, channels=(14, 50), height=(6, 24), width=(6, 60), kernel=(1, 6))
