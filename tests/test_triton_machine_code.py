@@ -137,7 +137,9 @@ CASES = [
 IN_EVERY_LAYOUT = ("sm_90", "bfloat16")
 # Bytes of the stack. Where it lets one more block run, ptxas keeps a few numbers there, outside of
 # loops.
-FEW = 32
+FEW = 16
+# In TF32, with bias and ReLU: what Blackwell's largest tiles need once each, after their loop.
+MORE = {("sm_100", "product_through_tma"): 80}
 
 
 def problems(gpu: str, function: str, dtype: str) -> list[str]:
@@ -155,7 +157,7 @@ def problems(gpu: str, function: str, dtype: str) -> list[str]:
         if tf32 and not launch.multiplies:
             continue  # and is float32's
         code = ahead_of_time.machine_code(target, launch)
-        if code.stack > FEW:
+        if code.stack > MORE.get((gpu, launch.kernel.__name__), FEW):
             found.append(f"{code.stack} bytes of stack: {launch}")
         if code.shared_memory > target.device.shared_memory:
             found.append(f"{code.shared_memory} bytes of shared memory: {launch}")
