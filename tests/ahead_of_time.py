@@ -78,6 +78,13 @@ class Launch(NamedTuple):
         """Whether it is a product of matrices."""
         return "multiply(" in inspect.getsource(self.kernel.fn)
 
+    @property
+    def configuration(self) -> tuple:
+        """All but the strides: which of them are 1, or multiples of 16."""
+        pointers = tuple(item for item in self.signature if item[1].startswith("*"))
+        chosen = tuple(item for item in self.constants if item[0].isupper())
+        return self.kernel, pointers, chosen, self.warps, self.stages
+
     def __str__(self) -> str:
         constants = ", ".join(f"{name}={value}" for name, value in self.constants)
         types = ", ".join(type for _, type in self.signature if type.startswith("*"))
@@ -85,12 +92,49 @@ class Launch(NamedTuple):
         return f"{self.kernel.__name__}({types}; {how})"
 
 
-class MachineCode(NamedTuple):
-    registers: int
-    spilled: int  # bytes
-    shared_memory: int  # bytes
-    tensor_core_instructions: int
-    text: str
+class MachineCode:
+    """What is asked of it is looked up then: a listing takes as long to make as the code itself."""
+
+    def __init__(self, gpu: Gpu, compiled: Any) -> None:
+        self._gpu = gpu
+        self._asm = compiled.asm
+        self.shared_memory: int = compiled.metadata.shared  # bytes
+
+    @functools.cached_property
+    def text(self) -> str:
+        hip = self._gpu.target.backend == "hip"
+        return self._asm["amdgcn"] if hip else _cuobjdump(self._asm["cubin"], "-sass")
+
+    @functools.cached_property
+    def _usage(self) -> str:
+        hip = self._gpu.target.backend == "hip"
+        return self._asm["amdgcn"] if hip else _cuobjdump(self._asm["cubin"], "-res-usage")
+
+    @property
+    def registers(self) -> int:
+        return _number(r"(?:REG:|\.vgpr_count:\s+)(\d+)", self._usage)
+
+    @property
+    def stack(self) -> int:
+        """Bytes: spilled registers, and arrays with an index that is not known."""
+        return _number(r"(?:STACK:|\.private_segment_fixed_size:\s+)(\d+)", self._usage)
+
+    @property
+    def tensor_core_instructions(self) -> int:
+        return len(re.findall(self._gpu.tensor_core_instruction, self.text))
+
+
+def kernels() -> set[Any]:
+    """All that are launched: the package's Triton functions that none of them calls."""
+    functions = {
+        value
+        for name, module in sys.modules.items()
+        if name.startswith("d2lops.triton_kernels.")
+        for value in vars(module).values()
+        if isinstance(value, triton.JITFunction)
+    }
+    called = {name for function in functions for name in function.fn.__code__.co_names}
+    return {function for function in functions if function.__name__ not in called}
 
 
 def launches(gpu: Gpu, function: Callable, *arguments: Any, tf32: bool = False) -> list[Launch]:
@@ -194,16 +238,7 @@ def machine_code(gpu: Gpu, wanted: Launch) -> MachineCode:
     options = {"num_warps": wanted.warps, "num_stages": wanted.stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=gpu.target, options=options)
     assert compiled.metadata.num_warps == wanted.warps
-    if gpu.target.backend == "hip":
-        text = compiled.asm["amdgcn"]
-        registers = _number(r"\.vgpr_count:\s+(\d+)", text)
-        spilled = 4 * _number(r"\.vgpr_spill_count:\s+(\d+)", text)
-    else:
-        text = _cuobjdump(compiled.asm["cubin"], "-sass")
-        usage = _cuobjdump(compiled.asm["cubin"], "-res-usage")
-        registers, spilled = _number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage)
-    matches = re.findall(gpu.tensor_core_instruction, text)
-    return MachineCode(registers, spilled, compiled.metadata.shared, len(matches), text)
+    return MachineCode(gpu, compiled)
 
 
 def _number(pattern: str, text: str) -> int:

@@ -28,8 +28,27 @@ def run_python(
     )
 
 
+def start_pytest(*arguments: str, **environment: str) -> subprocess.Popen:
+    """Run tests, in the environment given besides this one's. It goes on while others start."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *arguments],
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def assert_passed(tests: subprocess.Popen) -> None:
+    output, _ = tests.communicate()
+    assert tests.returncode == 0, output[-3000:]
+    assert " passed" in output
+
+
 def assert_survives(script: str) -> None:
     """The script neither raises nor crashes, on the kernels that are tested here."""
     library = os.environ.get("D2LOPS_CPU") or backends.cpu_library[0]
+    script = f"import tests.conftest\n{script}"  # which makes the interpreter fast
     result = run_python("-c", script, D2LOPS_CPU=library, D2LOPS_BACKEND=BACKEND)
     assert result.returncode == 0, result.stderr or f"ended by {result.returncode}"

@@ -6,23 +6,21 @@ once more in each of the others, in a process of its own.
 
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from d2lops import backends
 from tests.device import cpu_only
+from tests.isolated import assert_passed, start_pytest
 
 pytestmark = cpu_only
-ROOT = Path(__file__).parent.parent
 OTHERS = [
     name
     for name in backends.CPU_LIBRARIES
     if name != backends.cpu_library[0] and not backends.missing_features(name)
 ]
 # Where the instruction set plays a part. Errors, the compiler and the book do not see it.
-FILES = ("test_corr2d.py", "test_dropout.py", "test_linear_relu.py", "test_pool2d.py")
+FILES = [f"tests/test_{name}.py" for name in ("corr2d", "dropout", "linear_relu", "pool2d")]
 CHOSEN = (
     "TestValues or TestSpecialValues or TestGradients or TestMask "
     "or is_torchs or accurate or asymmetric or windows or nan or orders"
@@ -31,16 +29,8 @@ LEFT_OUT = "31"  # sizes beyond 2**31 cost minutes in the generic library
 
 
 def start(library: str) -> subprocess.Popen:
-    chosen = ["-k", f"({CHOSEN}) and not {LEFT_OUT}", "-p", "no:cacheprovider"]
-    files = [str(ROOT / "tests" / name) for name in FILES]
-    return subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-x", *chosen, *files],
-        env={**os.environ, "D2LOPS_CPU": library, "OMP_WAIT_POLICY": "passive"},
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    chosen = f"({CHOSEN}) and not {LEFT_OUT}"
+    return start_pytest("-k", chosen, *FILES, D2LOPS_CPU=library, OMP_WAIT_POLICY="passive")
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +42,4 @@ def runs() -> dict[str, subprocess.Popen]:
 @pytest.mark.skipif(bool(os.environ.get("D2LOPS_CPU")), reason="a library is forced already")
 @pytest.mark.parametrize("library", OTHERS)
 def test_values_and_gradients(runs: dict[str, subprocess.Popen], library: str) -> None:
-    output, _ = runs[library].communicate()
-    assert runs[library].returncode == 0, output[-3000:]
-    assert " passed" in output
+    assert_passed(runs[library])

@@ -13,16 +13,16 @@ as a GPU does, and want the accuracy of the several sums that torch's CPU kernel
 import os
 import shutil
 import subprocess
-import sys
 from typing import NamedTuple
 
 import pytest
 
 from tests.cuda_on_cpu.build import COMPILER, build
 from tests.device import cpu_only
-from tests.isolated import ROOT
+from tests.isolated import assert_passed, start_pytest
 
-FILES = ["corr2d", "dropout", "linear_relu", "pool2d", "fma_chain"]
+NAMES = ("corr2d", "dropout", "linear_relu", "pool2d", "fma_chain")
+FILES = [f"tests/test_{name}.py" for name in NAMES]
 ALL = (
     "TestValues or TestSpecialValues or TestGradients or TestMask or other_rows or batch_plays "
     "or is_torchs or accurate or asymmetric or windows or nan or orders or average or planes "
@@ -76,17 +76,9 @@ def start(run: Run) -> subprocess.Popen:
     }
     if run.address_sanitizer:
         environment |= {"LD_PRELOAD": address_sanitizer(), "ASAN_OPTIONS": "detect_leaks=0"}
+    chosen = f"({run.chosen}) and not ({LEFT_OUT})"
     # What the emulator or a sanitizer has to say, it says before it ends the process.
-    options = ["-x", "--capture=sys", "-p", "no:cacheprovider"]
-    options += ["-k", f"({run.chosen}) and not ({LEFT_OUT})"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "pytest", *options, *(f"tests/test_{name}.py" for name in FILES)],
-        env={**os.environ, **environment},
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return start_pytest("--capture=sys", "-k", chosen, *FILES, **environment)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +94,4 @@ def runs() -> dict[str, subprocess.Popen]:
 def test_operators(runs: dict[str, subprocess.Popen], name: str) -> None:
     if name not in runs:
         pytest.skip("there is no address sanitizer")
-    output, _ = runs[name].communicate()
-    assert runs[name].returncode == 0, output[-3000:]
-    assert " passed" in output
+    assert_passed(runs[name])
