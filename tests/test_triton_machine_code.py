@@ -208,7 +208,7 @@ def test_yardstick_multiplies_and_adds_at_once(dtype: str, unit: str) -> None:
     from tests.ahead_of_time import GPUS, launches, machine_code
 
     hopper = GPUS["sm_90"]
-    (launch,) = launches(hopper, fma_chain, meta(2**20, dtype=DTYPES[dtype]), 1000)
+    (launch,) = launches(hopper, fma_chain, meta(2**20, dtype=getattr(torch, dtype)), 1000)
     code = machine_code(hopper, launch)
     assert code.stack == 0
     assert not re.search(rf"\b{unit}(MUL|ADD)\b", code.text)
