@@ -52,7 +52,7 @@ from d2lops.triton_kernels.taps import (
 LARGE = 2**28
 # Positions, channels, warps, stages; from large tiles to small ones.
 TILES = ((256, 128, 8, 4), (128, 128, 4, 3), (64, 64, 4, 4))
-TILES_OF_FEW_CHANNELS = ((256, 64, 4, 4), (128, 64, 4, 4), (64, 64, 4, 4))
+TILES_OF_FEW_CHANNELS = ((256, 64, 8, 4), (128, 64, 4, 4), (64, 64, 4, 4))
 TILES_STORED_ONE_BY_ONE = ((128, 64, 4, 4), (64, 64, 4, 4))
 # Output channels, input channels, warps, stages.
 WEIGHT_TILES = ((128, 256, 8, 4), (128, 128, 4, 4), (64, 64, 4, 4))
