@@ -43,9 +43,10 @@ def small(dtype: torch.dtype) -> None:
 
 
 def products(dtype: torch.dtype) -> None:
-    """Large, of few rows, of few columns, of fewer, deep."""
+    """Large, with odd sizes, of few rows, of few columns, of fewer, deep."""
     for rows, inputs, outputs in (
         (2048, 1024, 1024),
+        (2047, 1001, 1003),
         (16, 4096, 4096),
         (65536, 512, 24),
         (65536, 512, 10),
@@ -56,10 +57,12 @@ def products(dtype: torch.dtype) -> None:
 
 
 def convolutions(dtype: torch.dtype) -> None:
-    """As in ResNet and AlexNet: 3 × 3, with a stride, 1 × 1, the first layer, in groups."""
+    """As in ResNet and AlexNet: 3 × 3, with odd sizes, with a stride, 1 × 1, the first layer, in
+    groups."""
     for channels_last in (True, False):
         for channels, outputs, kernel, stride, groups in (
             (128, 128, 3, 1, 1),
+            (66, 131, 3, 1, 1),
             (128, 256, 3, 2, 1),
             (256, 64, 1, 1, 1),
             (3, 64, 7, 2, 1),

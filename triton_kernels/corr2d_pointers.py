@@ -22,7 +22,16 @@ from d2lops.triton_kernels.device import device_of
 from d2lops.triton_kernels.launch import launch, launch_fastest
 from d2lops.triton_kernels.packing import PACKET, strides
 from d2lops.triton_kernels.product import multiply, on_tensor_cores, tile_at, zeros
-from d2lops.triton_kernels.taps import Axis, box_of, boxes_in, parts_of, places, store, taps_of
+from d2lops.triton_kernels.taps import (
+    Axis,
+    box_of,
+    boxes_in,
+    parts_of,
+    places,
+    store,
+    stored_one_by_one,
+    taps_of,
+)
 
 
 @triton.jit
@@ -277,8 +286,7 @@ def run_product(
     if on_tensor_cores(x, kind):
         block_k = power_of_two(depth, 64 if x.itemsize == 2 and depth % 64 == 0 else 32, 16)
     configs = configs_of(x, kind, 128, columns, block_k)
-    if y.stride(1) != 1 and (phases > 1 or pixels % PACKET != 0):
-        # Numbers are stored one by one, each with an address of its own: small tiles have enough.
+    if stored_one_by_one(y, axes, groups):
         configs = configs_of(x, kind, 64, min(columns, 64), block_k)[:1]
     elif multiplications < LARGE:  # small tiles are more tiles
         configs = configs[1:2] or configs

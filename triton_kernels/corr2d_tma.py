@@ -45,6 +45,7 @@ from d2lops.triton_kernels.taps import (
     of_one_phase,
     parts_of,
     store,
+    stored_one_by_one,
     taps_of,
 )
 
@@ -361,15 +362,12 @@ def run_product(
             BOX_W=box[2],
         )
 
-    pixels = down.positions * across.positions
-    one_by_one = y.stride(1) != 1 and (phases > 1 or pixels % PACKET != 0)
-    if one_by_one:  # each with an address of its own
+    if stored_one_by_one(y, axes, groups):
         tiles = TILES_STORED_ONE_BY_ONE
-    elif columns > 64:  # the largest one has no registers left for the offsets of 32-bit numbers
-        tiles = TILES[x.itemsize == 4 :]
     else:
-        tiles = TILES_OF_FEW_CHANNELS
-    configs = configs_of(x, tiles, block_of_depth(x, depth), number)
+        tiles = TILES if columns > 64 else TILES_OF_FEW_CHANNELS
+    # The largest ones have no registers left for the addresses of 32-bit numbers.
+    configs = configs_of(x, tiles[x.itemsize == 4 :], block_of_depth(x, depth), number)
     problem = (*positions, depth, columns, groups, down.kernel, across.kernel, str(adjoint))
     launch_fastest(run, configs, corr2d_through_tma, problem, x)
 

@@ -18,9 +18,9 @@ from triton import Config
 from d2lops.triton_kernels.arithmetic import passing, sum_dtype, widen
 from d2lops.triton_kernels.blocks import power_of_two
 from d2lops.triton_kernels.launch import launch
-from d2lops.triton_kernels.packing import PACKET, packed, strides
+from d2lops.triton_kernels.packing import packed, strides
 from d2lops.triton_kernels.product import finished, multiply, on_tensor_cores, tile_at, zeros
-from d2lops.triton_kernels.taps import Axis, places, store, taps_of
+from d2lops.triton_kernels.taps import Axis, places, store, stored_one_by_one, taps_of
 
 UNROLLED = 8  # taps across, at most
 
@@ -274,11 +274,9 @@ def run_few_channels(
     weight = packed(weight, 1, packet=held)
     down, across = axes
     taps = down.kernel * across.kernel
-    # As in corr2d.py: numbers that are stored one by one, or summed without tensor cores, want
-    # registers of their own.
-    one_by_one = y.stride(1) != 1 and down.positions * across.positions % PACKET != 0
-    simple = not on_tensor_cores(x, precision)
-    block_m = 64 if one_by_one or simple else 128
+    # Numbers that are summed without tensor cores want registers of their own, too.
+    small = stored_one_by_one(y, axes, groups) or not on_tensor_cores(x, precision)
+    block_m = 64 if small else 128
     block_n = power_of_two(columns, 64, 16)
     block_k = power_of_two(held * taps, 128 // x.itemsize, 16)
     tiles = triton.cdiv(x.size(0) * down.positions * across.positions, block_m)

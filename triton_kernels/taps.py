@@ -21,7 +21,9 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from d2lops.triton_kernels.packing import PACKET
 from d2lops.triton_kernels.product import finished
 
 
@@ -90,6 +92,15 @@ def parts_of(tiles: int, boxes: int) -> int:
     multiprocessors of any GPU, twice, but not for less than four boxes each. Their number decides
     on the order of the sum, so sizes alone decide on it."""
     return max(1, min(triton.cdiv(264, tiles), boxes // 4))
+
+
+def stored_one_by_one(y: Tensor, axes: tuple[Axis, Axis], groups: int) -> bool:
+    """Whether Triton sees no packets in what is written. Then each number has an address of its
+    own, in registers, which small tiles have enough of."""
+    down, across = axes
+    if y.stride(1) == 1:
+        return y.size(1) // groups % PACKET != 0
+    return down.phases * across.phases > 1 or down.positions * across.positions % PACKET != 0
 
 
 @triton.jit
