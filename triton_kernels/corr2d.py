@@ -71,13 +71,14 @@ def corr2d_weight_grad_sum(
     tl.store(dw_ptr + (k * channels + c) * taps + tap, dw, inside)
 
 
-def is_pointwise(axes: tuple[Axis, Axis], groups: int, *images: Tensor | None) -> bool:
+def is_pointwise(
+    axes: tuple[Axis, Axis], groups: int, x: Tensor, mask: Tensor | None, y: Tensor
+) -> bool:
     """Whether each pixel meets itself alone, and pixels x channels are matrices."""
     itself = all(a.kernel == a.apart == a.stride == 1 and a.padding == 0 for a in axes)
-    sizes = {x.shape[2:] for x in images if x is not None}
-    last = torch.channels_last
-    dense = all(x.is_contiguous(memory_format=last) for x in images if x is not None)
-    return itself and dense and groups == 1 and len(sizes) == 1
+    images = [image for image in (x, mask, y) if image is not None]
+    dense = all(image.is_contiguous(memory_format=torch.channels_last) for image in images)
+    return itself and dense and groups == 1 and x.shape[2:] == y.shape[2:]
 
 
 def as_matrix(x: Tensor | None) -> Tensor | None:
@@ -214,7 +215,7 @@ def corr2d_weight_grad(
     groups = window[8]
     axes = _forward_axes(g, (height, width), window)
     rows, channels, taps = g.size(1) // groups, x.size(1) // groups, height * width
-    if rows * channels >= TINY and is_pointwise(axes, groups, g, y, x):
+    if rows * channels >= TINY and is_pointwise(axes, groups, x, y, g):
         sizes = (rows, channels, g.numel() // rows)
         g, y, x = map(as_matrix, (g, y, x))
         matrix_product(sizes, g, y, x, None, (True, False), False, tf32, out.flatten(1))
