@@ -16,7 +16,7 @@ import pytest
 from tests.device import BACKEND, cpu_only
 from tests.isolated import assert_passed, start_pytest
 
-MEANINGLESS = "the_31 or enormous or without_end or number_of_threads"
+MEANINGLESS = "the_31 or enormous or number_of_threads"
 # Of corr2d, what is tried in all combinations, and of them those that are kept.
 KEPT = {
     "every_layout": "bfloat16-conv_relu2d or float32-conv2d",
