@@ -21,12 +21,13 @@ MEANINGLESS = "the_31 or enormous or number_of_threads"
 KEPT = {
     "every_layout": "bfloat16-conv_relu2d or float32-conv2d",
     "every_size": "bfloat16-conv_relu2d",
-    "as_functions": "float32 or bfloat16",
-    "masks_is_zero": "bfloat16-nan or float32-inf",
-    "masking_while": "bfloat16-channels_last",
-    "batch_plays": "bfloat16 or float32",
-    "what_was": "bfloat16",
+    "as_functions": "float16 or bfloat16",
     "expanded_gradients": "stride or groups or same",
+    "masking_while": "float16-channels_last",
+    "reaches_what": "float32 or bfloat16-nan",
+    "masks_is_zero": "float32-inf",
+    "batch_plays": "float16",
+    "what_was": "float16",
 }
 PARTLY = " or ".join(f"({test} and not ({kept}))" for test, kept in KEPT.items())
 RUNS = {  # a file, and what of it is left out
