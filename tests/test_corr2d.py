@@ -909,7 +909,7 @@ REFUSED = {  # arguments for conv2d, and what the message says
 
 
 Range = tuple[int, int]  # least and most
-EXAMPLES = 20 if INTERPRETED else 150
+EXAMPLES = 15 if INTERPRETED else 150
 
 
 class TestArguments:
