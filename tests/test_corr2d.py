@@ -154,7 +154,7 @@ TRANSFORMED = {
 }
 SIZES.update({f"transformed: {name}": case for name, case in TRANSFORMED.items()})
 
-TABLE = {**CASES, **SIZES}
+TABLE = CASES if INTERPRETED else {**CASES, **SIZES}
 CASE_IDS = {"argvalues": CASES.values(), "ids": CASES.keys()}
 
 
@@ -1125,8 +1125,8 @@ def try_enormous_and_nothing() -> None:
 def touch_guarded(at_end: bool) -> None:
     """In a process of its own: reading beyond a tensor ends it."""
     torch.set_num_threads(1)
-    table, dtypes = (CASES, DTYPES[:1]) if INTERPRETED else (TABLE, DTYPES)
-    for case, dtype in itertools.product(table.values(), dtypes):
+    dtypes = DTYPES[:1] if INTERPRETED else DTYPES
+    for case, dtype in itertools.product(TABLE.values(), dtypes):
         x, weight, bias = case.tensors(dtype)
         bias = guarded(bias, at_end)
         for layout in layouts(x):
