@@ -4,7 +4,7 @@ The operators' tests run once more, with Triton as the backend, in a few process
 
 Left out is what means nothing here: sizes beyond 2**31 or all memory, and numbers of threads. And
 since a launch takes tens of milliseconds: of tests that try every case in every dtype, in every
-layout, for either layer, some combinations (each dtype and layout has its turn in some of them).
+layout, for either layer, some combinations.
 Tests of hundreds of sizes or a million elements take fewer (`INTERPRETED`).
 """
 
@@ -20,16 +20,17 @@ MEANINGLESS = "the_31 or enormous or number_of_threads"
 # Tests of all combinations, and which of these are kept.
 KEPT = {
     "corr2d": {
-        "every_layout": "bfloat16-conv_relu2d or float32-conv2d",
-        "every_size": "bfloat16-conv_relu2d",
+        "every_layout": "bfloat16-conv_relu2d",
+        "every_size": "bfloat16-conv_relu2d and not transformed",
         "every_pair": "stride or groups or same",
-        "as_functions": "torch.float16 or bfloat16",
+        "as_functions": "bfloat16",
         "expanded_gradients": "stride or groups or same",
         "masking_while": "torch.float16-channels_last",
         "reaches_what": "float32 or bfloat16-nan",
         "masks_is_zero": "float32-inf",
         "batch_plays": "torch.float16",
         "what_was": "torch.float16",
+        "first_and_second": "plain or stride or groups or depthwise",
     },
     "pool2d": {"nan_infinity": "dtype2 or (dtype0 and sliced)"},
     "linear_relu": {"masking_while": "torch.float16", "what_was": "torch.float16"},
