@@ -4,8 +4,8 @@ The operators' tests run once more, with Triton as the backend, in a few process
 
 Left out is what means nothing here: sizes beyond 2**31 or all memory, and numbers of threads. And
 since a launch takes tens of milliseconds: of tests that try every case in every dtype, in every
-layout, for either layer, some combinations.
-Tests of hundreds of sizes or a million elements take fewer (`INTERPRETED`).
+layout, for either layer, some combinations. Tests of hundreds of sizes or a million elements take
+fewer (`INTERPRETED`).
 """
 
 import importlib.util

@@ -145,8 +145,6 @@ IN_EVERY_LAYOUT = ("sm_90", "bfloat16")
 # loops.
 FEW = 16
 MORE = {
-    # product_through_tma, the largest tiles, with bias and ReLU: once each, after the loop.
-    ("sm_100", "products", "TF32"): 80,
     # adjoint_of_windows, channels side by side: around divisions of 64 bits, which are calls.
     ("sm_90", "beyond_32_bits", "bfloat16"): 88,
     # corr2d_product and corr2d_weight_grad_product, without tensor cores: on sm_80 addresses, which
