@@ -72,6 +72,7 @@ class Launch(NamedTuple):
     divisible: tuple[int, ...]  # which arguments are multiples of 16
     warps: int
     stages: int
+    with_allocator: bool  # whether it is there, for the memory that the kernel asks for
 
     @property
     def multiplies(self) -> bool:
@@ -99,6 +100,7 @@ class MachineCode:
         self._gpu = gpu
         self._asm = compiled.asm
         self.shared_memory: int = compiled.metadata.shared  # bytes
+        self.global_memory: int = compiled.metadata.global_scratch_size  # that it asks for
 
     @functools.cached_property
     def text(self) -> str:
@@ -140,15 +142,20 @@ def kernels() -> set[Any]:
 def launches(gpu: Gpu, function: Callable, *arguments: Any, tf32: bool = False) -> list[Launch]:
     """What a function of meta tensors may launch on such a GPU: in every configuration."""
     written: list[Launch] = []
+    allocator = mock.Mock()
 
     class Writer:
         def __init__(self, kernel: Any) -> None:
             self.kernel = kernel
 
         def __getitem__(self, grid: tuple[int, ...]) -> Callable:
-            return lambda *values, **named: written.append(_launch(self.kernel, values, named))
+            return self.write
 
-    with _on(gpu, Writer, tf32):
+        def write(self, *values: Any, **named: Any) -> None:
+            written.append(_launch(self.kernel, values, named, allocator.called))
+            allocator.reset_mock()
+
+    with _on(gpu, Writer, tf32), mock.patch.object(triton, "set_allocator", allocator):
         function(*arguments)
     return list(dict.fromkeys(written))
 
@@ -194,7 +201,7 @@ def _run(rule: Callable, launcher: Callable, *arguments: Any, **named: Any) -> A
     return out
 
 
-def _launch(kernel: Any, values: tuple, named: dict[str, Any]) -> Launch:
+def _launch(kernel: Any, values: tuple, named: dict[str, Any], with_allocator: bool) -> Launch:
     warps, stages = named.pop("num_warps"), named.pop("num_stages")
     values_by_name = dict(zip(kernel.arg_names, values, strict=False)) | named
     signature, constants, divisible = [], [], []
@@ -209,7 +216,8 @@ def _launch(kernel: Any, values: tuple, named: dict[str, Any]) -> Launch:
         place = value.storage_offset() * value.itemsize if isinstance(value, Tensor) else value
         if specialized and isinstance(place, int) and place % 16 == 0:
             divisible.append(index)
-    return Launch(kernel, tuple(signature), tuple(constants), tuple(divisible), warps, stages)
+    arguments = (tuple(signature), tuple(constants), tuple(divisible))
+    return Launch(kernel, *arguments, warps, stages, with_allocator)
 
 
 def _is_one(value: Any) -> bool:

@@ -1,7 +1,8 @@
 """Every Triton kernel that is launched, in every configuration, as machine code of four GPUs.
 
-Compiled ahead of time: spilled registers, more shared memory than there is, and products without
-tensor cores would cost most of the speed, or the launch, and show in no result.
+Compiled ahead of time: spilled registers, more shared memory than there is, memory that nobody
+allocates, and products without tensor cores would cost most of the speed, or the launch, and show
+in no result.
 """
 
 import itertools
@@ -174,6 +175,8 @@ def problems(gpu: str, function: str, dtype: str) -> list[str]:
             found.append(f"{code.stack} bytes of stack: {launch}")
         if code.shared_memory > target.device.shared_memory:
             found.append(f"{code.shared_memory} bytes of shared memory: {launch}")
+        if code.global_memory and not launch.with_allocator:
+            found.append(f"no allocator: {launch}")
         if tensor_cores and launch.multiplies and code.tensor_core_instructions == 0:
             found.append(f"no tensor cores: {launch}")
     return found

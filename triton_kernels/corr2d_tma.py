@@ -345,6 +345,7 @@ def run_product(
 
     def run(config: Config) -> None:
         box = box_of(*positions, config.kwargs["BLOCK_M"])
+        allow_descriptors()
         launch(
             corr2d_through_tma,
             (persistent(number(*sides(config)), config, x),),
