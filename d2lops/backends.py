@@ -10,6 +10,8 @@ cause.
 
 import contextlib
 import functools
+import importlib
+import importlib.util
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -219,6 +221,8 @@ def _load_triton() -> None:
     global triton_loaded
     if triton_loaded:
         return
+    if importlib.util.find_spec("triton"):
+        importlib.import_module("triton")  # or its error, where it lacks NumPy to interpret
     if triton_version() is None:
         raise ImportError(
             "d2lops's Triton kernels need triton 3.6 or later, which is not installed here: "

@@ -91,6 +91,17 @@ d2lops.functional.dropout(torch.ones(3))
         assert result.stdout == "imported\n"
         assert "need triton 3.6 or later" in result.stderr
 
+    def test_what_triton_lacks_is_said(self) -> None:
+        """NumPy, which d2lops itself and compiled kernels do without."""
+        script = """
+import sys
+sys.modules["numpy"] = None
+import d2lops
+d2lops.backend("triton").__enter__()
+"""
+        result = run_python("-c", script, TRITON_INTERPRET="1")
+        assert "ModuleNotFoundError: import of numpy" in result.stderr
+
 
 class TestCompiler:
     """With tensors that pretend to be on a GPU, which is all that tracing needs."""
