@@ -4,6 +4,8 @@ What its kernels compute is for the operators' tests to say: `test_triton_kernel
 """
 
 import contextlib
+import itertools
+import math
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -27,7 +29,7 @@ from tests.isolated import run_python
 triton = pytest.importorskip("triton")
 
 with d2lops.backend("triton"):
-    from d2lops.triton_kernels import device, launch, operators
+    from d2lops.triton_kernels import device, launch, operators, taps
 
 pytestmark = cpu_only
 HOPPER = device.Device("cuda", 90, 132, 232448, True)
@@ -183,6 +185,28 @@ def every_raw_operator(x: Tensor) -> list[Tensor]:
         raw.dropout(x, x.new_empty((), dtype=torch.int64), 0.5),
         raw.fma_chain(x, 2),
     ]
+
+
+class TestBoxes:
+    """Of positions, that tiles of corr2d are made of."""
+
+    @pytest.mark.parametrize("sizes", ((1, 1, 1), (3, 5, 7), (64, 14, 14), (2, 28, 57)))
+    @pytest.mark.parametrize("size", (1, 64, 256))
+    def test_are_as_few_as_can_be(self, sizes: tuple[int, int, int], size: int) -> None:
+        powers = [2**i for i in range(9)]
+        possible = [box for box in itertools.product(powers, repeat=3) if math.prod(box) == size]
+        box = taps.box_of(*sizes, size)
+        assert box in possible
+        fewest = min(taps.boxes_in(sizes, other) for other in possible)
+        assert taps.boxes_in(sizes, box) == fewest
+
+    def test_are_looked_for_once(self) -> None:
+        """The search takes longer than all else that a launch takes."""
+        taps.box_of(11, 12, 13, 128)
+        before = taps._box_of.cache_info()
+        assert taps.box_of(11, 12, 13, 128) == taps._box_of.__wrapped__(11, 12, 13, 128)
+        after = taps._box_of.cache_info()
+        assert (after.hits, after.misses) == (before.hits + 1, before.misses)
 
 
 class TestChoice:

@@ -25,7 +25,7 @@ from torch import Tensor
 from triton import Config
 
 from d2lops.triton_kernels.arithmetic import sum_dtype
-from d2lops.triton_kernels.blocks import power_of_two
+from d2lops.triton_kernels.blocks import ceil_div, power_of_two
 from d2lops.triton_kernels.device import device_of
 from d2lops.triton_kernels.launch import launch, launch_fastest
 from d2lops.triton_kernels.packing import PACKET, strides
@@ -341,7 +341,7 @@ def run_product(
 
     def number(m: int, n: int) -> int:
         box = box_of(*positions, m)
-        return boxes_in(positions, box) * triton.cdiv(columns, n) * phases * groups
+        return boxes_in(positions, box) * ceil_div(columns, n) * phases * groups
 
     def run(config: Config) -> None:
         box = box_of(*positions, config.kwargs["BLOCK_M"])
@@ -386,7 +386,7 @@ def run_weight_grad(g: Tensor, x: Tensor, axes: tuple[Axis, Axis], groups: int) 
     box = box_of(images, height, width, WEIGHT_POSITIONS)
 
     def number(m: int, n: int) -> int:
-        return triton.cdiv(rows, m) * triton.cdiv(channels, n) * taps * groups
+        return ceil_div(rows, m) * ceil_div(channels, n) * taps * groups
 
     parts = parts_of(number(128, 128), boxes_in((images, height, width), box))
     sums = g.new_empty((parts, outputs, taps * channels), dtype=sum_dtype(g))

@@ -28,6 +28,7 @@ from torch import Tensor
 from triton import Config
 
 from d2lops.triton_kernels.arithmetic import passing, sum_dtype
+from d2lops.triton_kernels.blocks import ceil_div
 from d2lops.triton_kernels.device import Device, device_of
 from d2lops.triton_kernels.launch import launch, launch_fastest
 from d2lops.triton_kernels.product import (
@@ -188,10 +189,6 @@ def add_parts(
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + (element % columns).to(tl.int64) * bias_stride, inside, 0.0)
     tl.store(c_ptr + element, finished(sums, bias, RELU, c_ptr.dtype.element_ty), inside)
-
-
-def ceil_div(a: int, b: int) -> int:  # triton.cdiv takes microseconds on this side
-    return -(-a // b)
 
 
 @functools.cache

@@ -16,6 +16,7 @@ Whether a tap is inside of the image, 0 <= h < height, is one comparison of h ta
 number.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from d2lops.triton_kernels.blocks import ceil_div
 from d2lops.triton_kernels.packing import PACKET
 from d2lops.triton_kernels.product import finished
 
@@ -68,23 +70,31 @@ def of_one_phase(axis: Axis) -> tuple[int, Axis] | None:
     return first, axis._replace(stride=1, padding=padding, dilation=dilation, image=dilation)
 
 
+def boxes_in(sizes: tuple[int, int, int], box: tuple[int, int, int]) -> int:
+    return math.prod(ceil_div(size, side) for size, side in zip(sizes, box, strict=True))
+
+
 def box_of(images: int, height: int, width: int, size: int) -> tuple[int, int, int]:
     """Images x rows x columns, powers of two whose product is `size`, such that few hold all."""
+    sizes = (images, height, width, size)
+    # The search takes as long as a small kernel. Sizes that the compiler leaves open have no hash.
+    known = all(type(n) is int for n in sizes)
+    return (_box_of if known else _box_of.__wrapped__)(*sizes)
+
+
+@functools.cache
+def _box_of(images: int, height: int, width: int, size: int) -> tuple[int, int, int]:
     boxes = []
     across = size
     while across >= 1:
         down = size // across
         while down >= 1:
             deep = size // across // down
-            number = triton.cdiv(images, deep) * triton.cdiv(height, down)
-            boxes.append((number * triton.cdiv(width, across), deep, down, across))
+            box = (deep, down, across)
+            boxes.append((boxes_in((images, height, width), box), *box))
             down //= 2
         across //= 2
     return min(boxes)[1:]
-
-
-def boxes_in(sizes: tuple[int, int, int], box: tuple[int, int, int]) -> int:
-    return math.prod(triton.cdiv(size, side) for size, side in zip(sizes, box, strict=True))
 
 
 def parts_of(tiles: int, boxes: int) -> int:
