@@ -169,6 +169,11 @@ def kernels(x: torch.Tensor) -> SimpleNamespace:
     return found.plain
 
 
+def has_kernels(device: str) -> bool:
+    """Whether tensors on that type of device have kernels, with the backend that is chosen."""
+    return device in _table
+
+
 @torch.compiler.assume_constant_result
 def _allows_tf32(operator: str) -> bool:
     """What `torch.backends.cuda.matmul` and `torch.backends.cudnn.conv` say, asked cheaply.
