@@ -109,7 +109,9 @@ class Plan:
         without: names of calls that are left as they are.
 
     Attributes:
+        graph: of the rewritten forward.
         calls: what was rewritten.
+        run: the rewritten forward.
 
     Raises:
         UntraceableError: its forward cannot be traced.
@@ -127,7 +129,8 @@ class Plan:
         self.calls = [call for call in found if call is not None and call.name not in without]
         for call in self.calls:
             call.rewrite(trace.graph)
-        code = trace.graph.python_code("self")
+        self.graph = trace.graph
+        code = self.graph.python_code("self")
         world = dict(code.globals)
         exec(code.src, world)
         self.run: Callable = world["forward"]
@@ -167,10 +170,12 @@ class Call:
     Attributes:
         nodes: the calls that it takes the place of, in their order.
         target: what is called instead.
+        node: that call, once it is there.
     """
 
     nodes: tuple[fx.Node, ...]
     target: Callable
+    node: fx.Node | None = None
 
     @property
     def name(self) -> str:
@@ -187,6 +192,11 @@ class Call:
     def function(self) -> str:
         return self.nodes[0].target.__name__
 
+    def original(self, *args: Any, **kwargs: Any) -> Any:
+        """What the functions gave that are called no more."""
+        result = self.nodes[0].target(*args, **kwargs)
+        return torch_functional.relu(result) if len(self.nodes) > 1 else result
+
     @property
     def note(self) -> str:
         """What the call has become one with."""
@@ -199,8 +209,8 @@ class Call:
         first, last = self.nodes[0], self.nodes[-1]
         with graph.inserting_before(first):
             modules = self._modules(graph) if self.target is layer_relu else ()
-            node = graph.call_function(self.target, (*first.args, *modules), first.kwargs)
-        last.replace_all_uses_with(node)
+            self.node = graph.call_function(self.target, (*first.args, *modules), first.kwargs)
+        last.replace_all_uses_with(self.node)
         for old in reversed(self.nodes):
             graph.erase_node(old)
 

@@ -80,6 +80,10 @@ class Report:
         """
         try:
             rows: list[dict[str, Any]] = json.loads(Path(path).read_text())["rows"]
-            return cls([Row(**row) for row in rows])
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            return cls([Row(**{**row, "times": _times(row["times"])}) for row in rows])
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"Report.load(): {path} holds no report: {error!r}") from error
+
+
+def _times(saved: dict[str, list[float]]) -> dict[str, tuple[float, float]]:
+    return {backend: (forward, both) for backend, (forward, both) in saved.items()}

@@ -259,3 +259,8 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "
 class _Tracer(fx.proxy.GraphAppendingTracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
+
+    def create_arg(self, argument: Any) -> Any:
+        if isinstance(argument, _Self):
+            raise UntraceableError(f"it hands on self.{argument._path}")
+        return super().create_arg(argument)
