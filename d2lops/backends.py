@@ -158,6 +158,15 @@ def _on_one_device(rule: Callable) -> Callable:
     return checked
 
 
+def _constant_to_the_compiler(function: Callable) -> Callable:
+    """What `torch.compiler.assume_constant_result` does once it has imported the whole compiler.
+
+    That takes a second, as long as torch itself, and many a script never compiles anything.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
 def kernels(x: torch.Tensor) -> SimpleNamespace:
     """The raw operators for tensors like `x`; raises where there are none, never falls back."""
     device = "cpu" if x.is_cpu else x.device.type  # to ask for the type takes longer
@@ -184,7 +193,7 @@ def available(device: str) -> list[str]:
     return [chosen, *(name for name, there in others.items() if there and name != chosen)]
 
 
-@torch.compiler.assume_constant_result
+@_constant_to_the_compiler
 def _allows_tf32(operator: str) -> bool:
     """What `torch.backends.cuda.matmul` and `torch.backends.cudnn.conv` say, asked cheaply.
 
