@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import itertools
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,6 +108,7 @@ class Kernels:
 
     def __init__(self) -> None:
         self.plain = SimpleNamespace()
+        self.has_sharding_rules = False
         self.tf32 = {
             switches: SimpleNamespace() for switches in itertools.product((False, True), repeat=2)
         }
@@ -173,6 +175,8 @@ def kernels(x: torch.Tensor) -> SimpleNamespace:
     found = _table.get(device)
     if found is None:
         raise _no_kernels(device)
+    if type(x) is not torch.Tensor:
+        _meet(type(x), device)
     if device == "cuda" and x.dtype is torch.float32:
         return found.tf32[tuple(map(_allows_tf32, _TF32))]
     return found.plain
@@ -191,6 +195,19 @@ def available(device: str) -> list[str]:
         "triton": device == "cuda" and triton_version(),
     }
     return [chosen, *(name for name, there in others.items() if there and name != chosen)]
+
+
+@_constant_to_the_compiler
+def _meet(kind: type, device: str) -> None:
+    """Registers the rules for DTensors when one comes: to import them takes half a second."""
+    found = _table[device]
+    distributed = sys.modules.get("torch.distributed.tensor")
+    if found.has_sharding_rules or not distributed or not issubclass(kind, distributed.DTensor):
+        return
+    from d2lops import sharding
+
+    sharding.register(vars(found.plain))
+    found.has_sharding_rules = True
 
 
 @_constant_to_the_compiler
