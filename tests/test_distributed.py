@@ -4,6 +4,10 @@ What runs on the ranks is a function here named after what it checks; a test han
 """
 
 import itertools
+import os
+import re
+import subprocess
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -35,7 +39,7 @@ from torch.utils.checkpoint import checkpoint
 from d2lops import functional as F
 from d2lops import nn, sharding
 from tests.device import cpu_only, integers, normal
-from tests.isolated import run_python
+from tests.isolated import ROOT, run_python
 from tests.ranks import COUNT, Ranks, two_ranks
 
 pytestmark = cpu_only
@@ -347,6 +351,21 @@ def test_nothing_is_sent(
     ranks.run(sends_nothing, name, placements, placement)
 
 
+def a_mesh_of_two_dimensions_takes_a_way_for_each() -> None:
+    image, weight = double(4, 4, 8, 8), double(6, 4, 3, 3)
+    for size in ((1, COUNT), (COUNT, 1)):
+        grid = init_device_mesh("cpu", size, mesh_dim_names=("data", "model"))
+        x = distribute_tensor(image, grid, [FIRST, SECOND])
+        w = distribute_tensor(weight, grid, [WHOLE, SECOND])
+        y = F.conv2d(x, w)
+        assert y.placements == (FIRST, Partial())
+        assert_equal(y.full_tensor(), F.conv2d(image, weight))
+
+
+def test_mesh_of_two_dimensions(ranks: Ranks) -> None:
+    ranks.run(a_mesh_of_two_dimensions_takes_a_way_for_each)
+
+
 @pytest.mark.parametrize(
     "channels, ranks_of_mesh, filled",
     ((6, (4,), False), (7, (4,), True), (8, (4,), True), (6, (2, 3), True), (6, (128, 2), True)),
@@ -363,17 +382,22 @@ def test_channels_that_leave_a_rank_without(
 
 def tensor_parallel_is_as_on_one_process() -> None:
     torch.manual_seed(0)
-    network = torch.nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5)).double()
+    network = torch.nn.Sequential(nn.LinearReLU(6, 16), nn.Linear(16, 5)).double()
     x = double(3, 7, 6)
     expected = network(x)
     gradients = torch.autograd.grad(expected.sin().sum(), list(network.parameters()))
-    parallelize_module(network, mesh(), {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    rows = RowwiseParallel(use_local_output=False)
+    parallelize_module(network, mesh(), {"0": ColwiseParallel(), "1": rows})
     assert network[0].weight.to_local().shape == (8, 6)
-    y = network(x)
-    assert_equal(y, expected)
+    with CommDebugMode() as sent:
+        y = network(x)
+    assert sent.get_total_counts() == 1  # at the end, to add up partial sums
+    assert_equal(y.to_local(), expected)
     y.sin().sum().backward()
     for parameter, gradient in zip(network.parameters(), gradients, strict=True):
         assert_equal(parameter.grad.full_tensor(), gradient)
+    one, other = of_every_rank(nn.Dropout()(y).to_local())
+    assert torch.equal(one, other)
 
 
 def test_tensor_parallel(ranks: Ranks) -> None:
@@ -427,3 +451,23 @@ distributed.destroy_process_group()
 """
     result = run_python("-c", script, **environment)
     assert result.returncode == 0, result.stderr
+
+
+def test_example_trains_on_two_processes() -> None:
+    torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(COUNT)
+    process = subprocess.Popen(
+        [sys.executable, *torchrun, "-m", "examples.train_ddp", "--quick"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.terminate()  # which ends the processes that it started, should they hang
+    assert process.returncode == 0, output
+    assert output.count("test accuracy") == 1  # from one rank alone
+    reached = re.search(r"2 processes: .* test accuracy ([0-9.]+)%", " ".join(output.split()))
+    assert float(reached[1]) > 60, output
