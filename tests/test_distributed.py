@@ -36,8 +36,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from d2lops import backends, nn, sharding
 from d2lops import functional as F
-from d2lops import nn, sharding
 from tests.device import cpu_only, integers, normal
 from tests.isolated import ROOT, run_python
 from tests.ranks import COUNT, Ranks, two_ranks
@@ -413,6 +413,13 @@ with tempfile.NamedTemporaryFile() as file:
     distributed.init_process_group("gloo", init_method=f"file://{file.name}", rank=0, world_size=1)
 mesh = distributed.device_mesh.init_device_mesh("cpu", (1,))
 """
+
+
+def test_every_operator_has_a_rule() -> None:
+    measures_arithmetic_alone = {"fma_chain"}
+    assert (
+        sharding.RULES.keys() == vars(backends.kernels(IMAGES)).keys() - measures_arithmetic_alone
+    )
 
 
 def test_import_does_without_dtensors_and_the_compiler() -> None:
