@@ -90,7 +90,7 @@ def _drawn_seed(x: Tensor) -> Tensor:
 
 
 def _agreed(seed: Tensor, mesh: Any) -> Tensor:
-    """The largest of the seeds that the ranks of a mesh drew: all of them, if generators agree."""
+    """The largest of the seeds that the ranks of a mesh drew, which are equal if generators are."""
     from torch.distributed.tensor import DTensor, Partial  # imported already, for there is one
 
     return DTensor.from_local(seed, mesh, [Partial("max")] * mesh.ndim).full_tensor()
