@@ -342,7 +342,10 @@ class TestModule:
         with pytest.raises(AttributeError, match="NoSuchLayer"):
             _ = nn.NoSuchLayer
 
-    def test_is_no_package(self) -> None:
+    def test_functional_can_be_imported_by_its_full_name(self) -> None:
+        assert importlib.import_module("d2lops.nn.functional") is d2lops.functional
+
+    def test_is_no_package_of_other_modules(self) -> None:
         """torch.nn is one: with its path handed on, this would load torch's modules again."""
         with pytest.raises(ModuleNotFoundError, match="not a package"):
             importlib.import_module("d2lops.nn.modules")
