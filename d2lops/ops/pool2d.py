@@ -286,9 +286,9 @@ def _avg_pool(op: str, input: Tensor, window: tuple, last: tuple) -> Tensor:
     return _like(input, AvgPool2d.apply(x, op, window, last))
 
 
-# A gradient is laid out as the image: what comes after a pool, a flattening most of all, may turn the
-# layout of the output's. Before the adjoint, which follows it, there is less to copy; but of 1 x 1
-# outputs the layout cannot be told.
+# An image's gradient is laid out as the image, whatever came after the pool: a flattening turns the
+# layout of the output's. It is turned back before the adjoint, which follows it and has more to
+# write; and after it if need be, for outputs of 1 x 1 do not tell their layout.
 
 
 class MaxPool2d(Function):
