@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.export import Dim, ExportedProgram, export
 
-from tests.device import normal
+from tests.device import cpu_only, normal
 from tests.every_layer import BOOK, IMAGES, book_network, every_layer
 from tests.isolated import run_python
 
@@ -78,7 +78,10 @@ PROGRAM = 'torch.export.load("program.pt2").module()'
 COMPILED = 'torch._inductor.aoti_load_package("compiled.pt2")'
 
 
+@cpu_only
 class TestInAnotherProcess:
+    """What a program has of ours is the operators' names, whatever the device."""
+
     @staticmethod
     @pytest.fixture(scope="class")
     def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
