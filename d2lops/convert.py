@@ -44,8 +44,9 @@ def convert(model: Module, *, fuse: bool = True, tune: Any = None) -> Report:
         model: any module, trained or not, lazy or not.
         fuse: also, where a module's forward can be traced, call d2lops for what it calls of
             `torch.nn.functional`, and compute a convolution or linear layer in one with the ReLU
-            that alone consumes it, and with a BatchNorm2d between them while that evaluates. The
-            modules stay what they are: with a hook on one of them, each runs by itself.
+            that alone consumes it, and with a BatchNorm2d between them while that evaluates and
+            the image has no fewer numbers than the weight. The modules stay what they are: with a
+            hook on one of them, each runs by itself.
         tune: inputs for the model: a tensor, a tuple of arguments, or a dict of named ones. With
             them, forward and backward of every layer are measured, and a layer for which torch is
             faster on this machine is left as it is (judged by forward alone if the model

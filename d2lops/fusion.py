@@ -9,7 +9,8 @@ are. Whenever the trace does not hold, the old forward runs.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -70,7 +71,16 @@ def _is_one_kernel(x: Tensor, layer: Module, norm: Module | None, relu: Module |
         and norm.running_mean is not None
         and x.dim() == 4  # what it would refuse
         and not _is_watched(norm)
+        and _is_worth_folding(layer.weight, x)
     )
+
+
+def _is_worth_folding(weight: Tensor, x: Tensor) -> bool:
+    """A pass over the weights instead of one over the image: not for many channels of few pixels.
+
+    Whoever compiles decides it for images of any size.
+    """
+    return torch.compiler.is_compiling() or weight.numel() <= x.numel()
 
 
 def _is_watched(module: Module) -> bool:
@@ -89,10 +99,8 @@ def _folded(weight: Tensor, bias: Tensor | None, norm: Module) -> tuple[Tensor, 
     scale = torch.rsqrt(norm.running_var + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight
-    shift = -norm.running_mean if bias is None else bias - norm.running_mean
-    shift = shift * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias
+    mean = norm.running_mean if bias is None else norm.running_mean - bias
+    shift = -mean * scale if norm.bias is None else torch.addcmul(norm.bias, mean, scale, value=-1)
     return (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype), shift.to(weight.dtype)
 
 
@@ -290,18 +298,23 @@ def fuse_calls(module: Module, without: Collection[str]) -> list[Call]:
 
 def unfuse(module: Module) -> None:
     module.__class__ = module.base
-    del module._d2lops_plans, module._d2lops_without
+    for name in ("_d2lops_plans", "_d2lops_without"):
+        vars(module).pop(name, None)  # none are in what the class has made
 
 
 # The module that runs it.
 
 
 class Fused:
-    """What the class of a module with plans has besides the class that it had, `base`."""
+    """What the class of a module with plans has besides the class that it had, `base`.
+
+    What the class itself makes has no plans, and is as if made by `base`: a copy from the same
+    arguments, or from a checkpoint, is not converted.
+    """
 
     base: type[Module]
-    _d2lops_plans: dict[bool, Plan]
-    _d2lops_without: Collection[str]
+    _d2lops_plans: Mapping[bool, Plan] = MappingProxyType({})
+    _d2lops_without: Collection[str] = ()
 
     def _d2lops_plan(self) -> Plan | None:
         plan = self._d2lops_plans.get(self.training)
