@@ -43,6 +43,9 @@ WITHIN = timeout --signal=INT --kill-after=20
 PLUGINS = $(shell $(PYTHON) -c 'from importlib.util import find_spec as has; print( \
 	"-n logical --maxprocesses 8 --dist worksteal" if has("xdist") else "", \
 	"--timeout 90 --timeout-method thread" if has("pytest_timeout") else "")')
+# Nothing is fetched: tests of models by others only where those are.
+WITHOUT = $(shell $(PYTHON) -c 'from importlib.util import find_spec as has; print( \
+	"" if has("transformers") else "--ignore=tests/test_models.py")')
 SANITIZER = PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(WITHIN) 120 compute-sanitizer --error-exitcode 1
 gpu-%: export PYTHONUNBUFFERED = 1
 
@@ -60,7 +63,7 @@ gpu-build:
 gpu-test: gpu-build
 	D2LOPS_TEST_DEVICE=cuda OMP_NUM_THREADS=1 $(WITHIN) 180 \
 		$(PYTHON) -m pytest $(PLUGINS) --tb=short --durations=10 \
-		--ignore=tests/test_triton_configurations.py 2>&1 | tee $(LOGS)/test.log
+		--ignore=tests/test_triton_configurations.py $(WITHOUT) 2>&1 | tee $(LOGS)/test.log
 
 # First configurations: to find the fastest of several for each size would take longer than to test.
 gpu-triton: gpu-build
