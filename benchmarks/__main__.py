@@ -21,7 +21,7 @@ from benchmarks.limits import copy_seconds, flops_per_second
 from benchmarks.measure import Row, measure
 from benchmarks.rival import compiled
 
-OPERATORS = ("corr2d", "pool2d", "dropout", "linear_relu", "network")
+OPERATORS = ("corr2d", "pool2d", "dropout", "linear_relu", "network", "converted")
 RESULTS = Path(os.environ.get("RESULTS", Path(__file__).parent / "results"))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.case import STEP
 from benchmarks.measure import Row
 from benchmarks.plot import plot
 from benchmarks.summary import families, markdown, quotient
@@ -125,7 +126,7 @@ def _time(seconds: float | None) -> str:
 def _kept(row: Row) -> str:
     if row.outputs is None:
         return ""
-    if row.operator == "network":
+    if row.mode == STEP:
         return f"{row.ours_kept / 1e6:.3g} / {row.torch_kept / 1e6:.3g} MB"
     kept = (f"{nbytes / row.outputs:.2f}" for nbytes in (row.ours_kept, row.torch_kept))
     return " / ".join(number.rstrip("0").rstrip(".") for number in kept)

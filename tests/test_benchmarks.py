@@ -16,7 +16,18 @@ from torch import Tensor
 
 import d2lops
 from benchmarks import __main__ as main
-from benchmarks import clock, corr2d, dropout, linear_relu, network, pool2d, report, returned, rival
+from benchmarks import (
+    clock,
+    converted,
+    corr2d,
+    dropout,
+    linear_relu,
+    network,
+    pool2d,
+    report,
+    returned,
+    rival,
+)
 from benchmarks.case import FORWARD, STEP, TRAINING, Case, Work, of_family, own
 from benchmarks.compare import compare
 from benchmarks.environment import environment
@@ -437,6 +448,41 @@ def test_training_step_trains_twins() -> None:
     for ours, theirs in losses:
         assert ours == pytest.approx(theirs, rel=1e-4)
     assert losses[-1] < losses[0]
+
+
+@pytest.fixture
+def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With as many layers of each kind as convert must tell apart, and few channels."""
+    model = converted._model
+
+    def small(name: str, **arguments: object) -> torch.nn.Module:
+        return model(name, **{**arguments, "embedding_size": 8, "hidden_sizes": [8, 16, 16, 16]})
+
+    monkeypatch.setattr(converted, "_model", small)
+
+
+@pytest.mark.usefixtures("small_models")
+def test_converted_twins_train_and_evaluate() -> None:
+    step, evaluation = converted._cases("ResNet", converted.resnet, batch=2, size=32)
+    for case, mode in ((step, STEP), (evaluation, FORWARD)):
+        row = measure(case, mode)
+        assert row.ours_error < 1e-4
+        assert row.limited_by == "flops"
+        twins = case.twins.ours.network, case.twins.theirs.network
+        kinds = [[type(layer) for layer in network.modules()] for network in twins]
+        assert (d2lops.nn.Conv2d in kinds[0], torch.nn.Conv2d in kinds[0]) == (True, False)
+        assert (d2lops.nn.Conv2d in kinds[1], torch.nn.Conv2d in kinds[1]) == (False, True)
+        assert [network.training for network in twins] == [mode == STEP] * 2
+
+
+@pytest.mark.usefixtures("small_models")
+def test_flops_of_models_with_and_without_groups() -> None:
+    resnet, regnet = (
+        converted._cases("", build, batch=2, size=32)[0].twins
+        for build in (converted.resnet, converted.regnet)
+    )
+    assert resnet.flops() == network.Twins.flops(resnet)
+    assert regnet.flops() < network.Twins.flops(regnet)  # torch multiplies by the groups
 
 
 def test_flops_of_a_training_step_are_counted_by_hand() -> None:
