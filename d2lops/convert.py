@@ -10,7 +10,7 @@ from torch.nn import Module, Parameter, UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from d2lops import backends, nn
-from d2lops.fusion import Fused, fuse_calls, unfuse
+from d2lops.fusion import FUNCTIONS, Fused, fuse_calls, unfuse
 from d2lops.ops._checks import DTYPES
 from d2lops.report import Report, Row
 from d2lops.tracing import UntraceableError
@@ -230,7 +230,7 @@ def _fuse(
     try:
         calls = fuse_calls(module, {row.name.partition(":")[2] for row in left})
     except UntraceableError as error:
-        if any(isinstance(child, (*OURS, *THEIRS)) for child in module.children()):
+        if _had_to_gain(module):
             yield Row(name, type(module).__name__, "torch", f"forward not traced: {error}")
         return
     for call in calls:
@@ -242,3 +242,12 @@ def _fuse(
             row = by_layer.get(id(module.get_submodule(call.layer)))
             if row is not None and row.now == "d2lops":
                 row.note = call.note
+
+
+def _had_to_gain(module: Module) -> bool:
+    """Whether its forward has a ReLU, or calls a function that d2lops has."""
+    code = getattr(type(module).forward, "__code__", None)
+    names = {function.__name__ for function in FUNCTIONS} | {"relu", "relu_"}
+    return any(isinstance(child, torch.nn.ReLU) for child in module.children()) or bool(
+        code and names.intersection(code.co_names)
+    )
