@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -115,12 +116,19 @@ class Kernels:
 
     def add(self, name: str, operator: Callable) -> None:
         setattr(self.plain, name, operator)
+        torch.library.register_vmap(operator.name(), functools.partial(self._batched, name))
         for switches, table in self.tf32.items():
             allowed = any(
                 on and name.startswith(prefix)
                 for on, prefix in zip(switches, _TF32.values(), strict=True)
             )
             setattr(table, name, functools.partial(operator, tf32=True) if allowed else operator)
+
+    def _batched(self, name: str, *arguments: Any) -> tuple[Any, Any]:
+        """The batching rule of an operator, looked for when vmap first asks."""
+        from d2lops.ops import _batching
+
+        return _batching.batched(self.plain, name, *arguments)
 
 
 _cpp = Kernels()

@@ -13,7 +13,12 @@ class Function(torch.autograd.Function):
     where a derivative may be asked for: not in inference, nor in a backward that is not itself
     differentiated. And `torch.autograd.Function.apply` binds the arguments to forward's signature,
     for defaults that the Functions here do not have; only functorch needs what else it does.
+
+    A batch of calls is what `forward` and `backward` make of batched tensors: raw operators have
+    batching rules.
     """
+
+    generate_vmap_rule = True
 
     @classmethod
     def apply(cls, *args: Any) -> Any:

@@ -126,8 +126,8 @@ def corr2d(X: Tensor, K: Tensor) -> Tensor:  # noqa: N803 - the book's names
             "corr2d(): X and K must have 2 and 2, 3 and 3, or 3 and 4 dimensions, but have "
             f"{X.dim()} and {K.dim()}"
         )
-    image = X.reshape(-1, *X.shape[-2:])
-    kernel = K.reshape(-1, image.shape[0], *K.shape[-2:]) if K.dim() < 4 else K
+    image = X.unsqueeze(0) if X.dim() == 2 else X
+    kernel = K[(None,) * (4 - K.dim())]
     result = conv2d(image, kernel)
     return result if K.dim() == 4 else result.squeeze(0)
 
