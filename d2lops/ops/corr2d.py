@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from d2lops.backends import kernels, shape_rule
+from d2lops.ops import _autocast
 from d2lops.ops._checks import (
     LIMIT,
     batched,
@@ -119,6 +120,8 @@ def corr2d(X: Tensor, K: Tensor) -> Tensor:  # noqa: N803 - the book's names
         tensor([[19., 25.],
                 [37., 43.]])
     """
+    if torch._C._is_any_autocast_enabled():
+        X, K = _autocast.cast(X, K)  # noqa: N806
     check_tensor("corr2d", "X", X)
     check_like("corr2d", "K", K, X)
     if (X.dim(), K.dim()) not in ((2, 2), (3, 3), (3, 4)):
@@ -148,6 +151,8 @@ def _conv2d(
     groups: int,
     relu: bool,
 ) -> Tensor:
+    if torch._C._is_any_autocast_enabled():
+        input, weight, bias = _autocast.cast(input, weight, bias)
     try:
         window = _window(op, weight, stride, padding, dilation, groups)
         if input.dim() == 4:

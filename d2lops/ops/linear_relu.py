@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from d2lops.backends import kernels, shape_rule
+from d2lops.ops import _autocast
 from d2lops.ops._checks import check_like, check_mask, check_size, check_tensor, explanation
 from d2lops.ops._function import Function
 from d2lops.ops.bias_grad import BiasGrad, masked
@@ -56,6 +58,8 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
 
 def _linear(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    if torch._C._is_any_autocast_enabled():
+        input, weight, bias = _autocast.cast(input, weight, bias)
     try:
         size = input.shape
         rows = input if len(size) == 2 else input.reshape(size[:-1].numel(), size[-1])
