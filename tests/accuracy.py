@@ -85,9 +85,19 @@ def layouts(x: Tensor) -> dict[str, Tensor]:
 
 
 def differentiates(function: Callable, inputs: list[Tensor], fast: bool = INTERPRETED) -> bool:
-    """Whether first and second derivatives are right; if `fast`, along random directions alone."""
-    return gradcheck(function, inputs, fast_mode=fast) and gradgradcheck(
-        function, inputs, fast_mode=fast
+    """Whether first and second derivatives are right; if `fast`, along random directions alone.
+
+    In reverse and in forward mode, in each of the other, and all of them of batches.
+    """
+    return gradcheck(
+        function,
+        inputs,
+        fast_mode=fast,
+        check_forward_ad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=True,
+    ) and gradgradcheck(
+        function, inputs, fast_mode=fast, check_fwd_over_rev=True, check_batched_grad=True
     )
 
 

@@ -10,7 +10,17 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
+from torch.autograd import forward_ad
+from torch.func import (
+    functional_call,
+    grad,
+    jacfwd,
+    jacrev,
+    jvp,
+    stack_module_state,
+    vjp,
+    vmap,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2lops import functional as F
@@ -148,6 +158,58 @@ class TestBatchOfCalls:
             vmap(F.conv2d, (0, None))(normal(BATCH, 2, 3, 5, 4), normal(4, 2, 3, 3))
 
 
+class TestForwardMode:
+    @pytest.mark.parametrize("name", CASES)
+    def test_is_the_adjoint_of_reverse_mode(self, name: str) -> None:
+        """<g, J v> = <J' g, v>, whichever inputs have a tangent."""
+        function, sizes = CASES[name]
+        inputs = [normal(*size, seed=i).double() for i, size in enumerate(sizes)]
+        tangents = [normal(*size, seed=i + 9).double() for i, size in enumerate(sizes)]
+        output, pullback = vjp(function, *inputs)
+        g = normal(*output.shape, seed=99).double()
+        products = [(a * b).sum() for a, b in zip(pullback(g), tangents, strict=True)]
+        for count in range(1, len(sizes) + 1):
+            for chosen in itertools.combinations(range(len(sizes)), count):
+                with forward_ad.dual_level():
+                    duals = [
+                        forward_ad.make_dual(x, tangents[i]) if i in chosen else x
+                        for i, x in enumerate(inputs)
+                    ]
+                    primal, tangent = forward_ad.unpack_dual(function(*duals))
+                assert torch.equal(primal, output)
+                expected = sum(products[i] for i in chosen)
+                torch.testing.assert_close((g * tangent).sum(), expected)
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_of_batches_of_tangents(self, name: str) -> None:
+        function, sizes = CASES[name]
+        inputs = tuple([normal(*size, seed=i).double() for i, size in enumerate(sizes)])
+        tangents = [normal(BATCH, *size, seed=i + 9).double() for i, size in enumerate(sizes)]
+
+        def push(*tangents: Tensor) -> Tensor:
+            return jvp(function, inputs, tangents)[1]
+
+        loop = looped(push, (0,) * len(sizes), *tangents)
+        torch.testing.assert_close(vmap(push)(*tangents), loop)
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_either_mode_in_the_other(self, name: str) -> None:
+        """The Hessian, forward over reverse, reverse over forward, and each over itself."""
+        function, sizes = CASES[name]
+        inputs = [normal(*size, seed=i).double() for i, size in enumerate(sizes)]
+        arguments = tuple(range(len(sizes)))
+
+        def loss(*t: Tensor) -> Tensor:
+            return function(*t).pow(3).sum()
+
+        results = [
+            outer(inner(loss, argnums=arguments), argnums=arguments)(*inputs)
+            for outer, inner in itertools.product((jacrev, jacfwd), repeat=2)
+        ]
+        for result in results[1:]:
+            torch.testing.assert_close(result, results[0])
+
+
 class TestDropout:
     X = torch.ones(BATCH, 64)
 
@@ -252,6 +314,23 @@ class TestNetworks:
         for row, score in zip(jacobian, net(x.requires_grad_())[0], strict=True):
             (expected,) = torch.autograd.grad(score, x, retain_graph=True)
             torch.testing.assert_close(row, expected)
+
+    def test_tangents_of_parameters(self) -> None:
+        net = network()
+        images = normal(2, 1, 12, 12).double()
+        parameters = {name: p.detach() for name, p in net.named_parameters()}
+        directions = {name: torch.ones_like(p) for name, p in parameters.items()}
+
+        def predict(parameters: dict[str, Tensor]) -> Tensor:
+            torch.manual_seed(0)
+            return functional_call(net, parameters, images)
+
+        outputs, tangents = jvp(predict, (parameters,), (directions,))
+        torch.testing.assert_close(outputs, predict(parameters))
+        step = 1e-6
+        moved = {name: p + step * directions[name] for name, p in parameters.items()}
+        difference = (predict(moved) - outputs) / step
+        torch.testing.assert_close(tangents, difference, rtol=1e-4, atol=1e-4)
 
     def test_batched_gradients(self) -> None:
         """`is_grads_batched`, in which nothing but the incoming gradient is batched."""

@@ -32,6 +32,13 @@ class BiasGrad(Function):
         ctx.save_for_backward(y)
 
     @staticmethod
+    def tangent(ctx: Any, g_t: Tensor | None, _: Tensor | None) -> Tensor:
+        (y,) = ctx.saved_tensors
+        if g_t is None:  # y has one, which plays no part
+            g_t = torch.zeros_like(y)
+        return BiasGrad.apply(g_t, y)
+
+    @staticmethod
     def backward(ctx: Any, u: Tensor) -> tuple:
         (y,) = ctx.saved_tensors
         columns = u.reshape(-1, *[1] * (len(ctx.shape) - 2))

@@ -25,7 +25,7 @@ from d2lops.ops._checks import (
     padding4,
     pair,
 )
-from d2lops.ops._function import Function
+from d2lops.ops._function import Function, total
 from d2lops.ops._layout import empty, is_channels_last
 from d2lops.ops.bias_grad import BiasGrad, masked
 
@@ -273,6 +273,20 @@ class Corr2d(Function):
         )
 
     @staticmethod
+    def tangent(
+        ctx: Any, x_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None, *_: None
+    ) -> Tensor:
+        x, weight, y = ctx.saved_tensors
+        outputs = _output_size(ctx.input_size, ctx.kernel_size, ctx.window)
+        size = (x.shape[0], weight.shape[0], *outputs)
+        y_t = total(
+            None if x_t is None else Corr2d.apply(x_t, weight, None, ctx.window, False),
+            None if weight_t is None else Corr2d.apply(x, weight_t, None, ctx.window, False),
+            None if bias_t is None else bias_t.view(-1, 1, 1).expand(size),
+        )
+        return masked(y_t, y)
+
+    @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:
         x, weight, y = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -296,9 +310,22 @@ class Corr2dInputGrad(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        g, y, weight, _, ctx.window = inputs
+        g, y, weight, ctx.input_size, ctx.window = inputs
         ctx.kernel_size = weight.shape[2:]
         ctx.save_for_backward(g, y, weight)
+
+    @staticmethod
+    def tangent(
+        ctx: Any, g_t: Tensor | None, _: Tensor | None, weight_t: Tensor | None, *__: None
+    ) -> Tensor:
+        g, y, weight = ctx.saved_tensors
+        if g_t is None and weight_t is None:  # y has one, which plays no part
+            g_t = torch.zeros_like(g)
+        last = ctx.input_size, ctx.window
+        return total(
+            None if g_t is None else Corr2dInputGrad.apply(g_t, y, weight, *last),
+            None if weight_t is None else Corr2dInputGrad.apply(g, y, weight_t, *last),
+        )
 
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> tuple:
@@ -322,9 +349,22 @@ class Corr2dWeightGrad(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        g, y, x, _, ctx.window = inputs
+        g, y, x, ctx.kernel_size, ctx.window = inputs
         ctx.input_size = x.shape[2:]
         ctx.save_for_backward(g, y, x)
+
+    @staticmethod
+    def tangent(
+        ctx: Any, g_t: Tensor | None, _: Tensor | None, x_t: Tensor | None, *__: None
+    ) -> Tensor:
+        g, y, x = ctx.saved_tensors
+        if g_t is None and x_t is None:  # y has one, which plays no part
+            g_t = torch.zeros_like(g)
+        last = ctx.kernel_size, ctx.window
+        return total(
+            None if g_t is None else Corr2dWeightGrad.apply(g_t, y, x, *last),
+            None if x_t is None else Corr2dWeightGrad.apply(g, y, x_t, *last),
+        )
 
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> tuple:

@@ -117,6 +117,10 @@ class Dropout(Function):
         ctx.save_for_backward(seed)
 
     @staticmethod
+    def tangent(ctx: Any, x_t: Tensor, *_: None) -> Tensor:
+        return Dropout.apply(x_t, *ctx.saved_tensors, ctx.p)
+
+    @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:
         return Dropout.apply(g, *ctx.saved_tensors, ctx.p), None, None
 

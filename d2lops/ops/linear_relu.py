@@ -8,7 +8,7 @@ from torch import Tensor
 from d2lops.backends import kernels, shape_rule
 from d2lops.ops import _autocast
 from d2lops.ops._checks import check_like, check_mask, check_size, check_tensor, explanation
-from d2lops.ops._function import Function
+from d2lops.ops._function import Function, total
 from d2lops.ops.bias_grad import BiasGrad, masked
 
 
@@ -110,6 +110,18 @@ class Linear(Function):
         )
 
     @staticmethod
+    def tangent(
+        ctx: Any, x_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None, _: None
+    ) -> Tensor:
+        x, weight, y = ctx.saved_tensors
+        y_t = total(
+            None if x_t is None else Linear.apply(x_t, weight, None, False),
+            None if weight_t is None else Linear.apply(x, weight_t, None, False),
+            None if bias_t is None else bias_t.expand(x.shape[0], -1),
+        )
+        return masked(y_t, y)
+
+    @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:
         x, weight, y = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
@@ -133,6 +145,16 @@ class LinearInputGrad(Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
+    def tangent(ctx: Any, g_t: Tensor | None, _: Tensor | None, weight_t: Tensor | None) -> Tensor:
+        g, y, weight = ctx.saved_tensors
+        if g_t is None and weight_t is None:  # y has one, which plays no part
+            g_t = torch.zeros_like(g)
+        return total(
+            None if g_t is None else LinearInputGrad.apply(g_t, y, weight),
+            None if weight_t is None else LinearInputGrad.apply(g, y, weight_t),
+        )
+
+    @staticmethod
     def backward(ctx: Any, u: Tensor) -> tuple:
         g, y, weight = ctx.saved_tensors
         needs_g, _, needs_weight = ctx.needs_input_grad
@@ -153,6 +175,16 @@ class LinearWeightGrad(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def tangent(ctx: Any, g_t: Tensor | None, _: Tensor | None, x_t: Tensor | None) -> Tensor:
+        g, y, x = ctx.saved_tensors
+        if g_t is None and x_t is None:  # y has one, which plays no part
+            g_t = torch.zeros_like(g)
+        return total(
+            None if g_t is None else LinearWeightGrad.apply(g_t, y, x),
+            None if x_t is None else LinearWeightGrad.apply(g, y, x_t),
+        )
 
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> tuple:

@@ -307,6 +307,11 @@ class MaxPool2d(Function):
         ctx.save_for_backward(output[1])
 
     @staticmethod
+    def tangent(ctx: Any, x_t: Tensor, *_: None) -> tuple[Tensor, None]:
+        (argmax,) = ctx.saved_tensors
+        return MaxPool2dGather.apply(x_t, argmax, ctx.op, ctx.window), None
+
+    @staticmethod
     def backward(ctx: Any, g: Tensor | None, _: None) -> tuple:
         if g is None:
             return None, None, None, None
@@ -325,8 +330,13 @@ class MaxPool2dScatter(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        _, argmax, ctx.op, _, ctx.window = inputs
+        _, argmax, ctx.op, ctx.size, ctx.window = inputs
         ctx.save_for_backward(argmax)
+
+    @staticmethod
+    def tangent(ctx: Any, g_t: Tensor, *_: None) -> Tensor:
+        (argmax,) = ctx.saved_tensors
+        return MaxPool2dScatter.apply(g_t, argmax, ctx.op, ctx.size, ctx.window)
 
     @staticmethod
     def backward(ctx: Any, x: Tensor) -> tuple:
@@ -348,6 +358,11 @@ class MaxPool2dGather(Function):
         ctx.save_for_backward(argmax)
 
     @staticmethod
+    def tangent(ctx: Any, x_t: Tensor, *_: None) -> Tensor:
+        (argmax,) = ctx.saved_tensors
+        return MaxPool2dGather.apply(x_t, argmax, ctx.op, ctx.window)
+
+    @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:
         (argmax,) = ctx.saved_tensors
         x = MaxPool2dScatter.apply(g, argmax, ctx.op, ctx.size, ctx.window)
@@ -367,6 +382,10 @@ class AvgPool2d(Function):
         ctx.size, ctx.channels_last = x.shape[2:], x.stride(1) == 1
 
     @staticmethod
+    def tangent(ctx: Any, x_t: Tensor, *_: None) -> Tensor:
+        return AvgPool2d.apply(x_t, *ctx.rest)
+
+    @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:
         g = laid_out(g, ctx.channels_last)
         x = AvgPool2dAdjoint.apply(g, ctx.size, *ctx.rest)
@@ -382,7 +401,11 @@ class AvgPool2dAdjoint(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        _, _, *ctx.rest = inputs
+        _, ctx.size, *ctx.rest = inputs
+
+    @staticmethod
+    def tangent(ctx: Any, g_t: Tensor, *_: None) -> Tensor:
+        return AvgPool2dAdjoint.apply(g_t, ctx.size, *ctx.rest)
 
     @staticmethod
     def backward(ctx: Any, x: Tensor) -> tuple:
