@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 
+from d2lops import flops
+
 # Best first, each with the processor features that its instructions need.
 _AVX2 = ("avx2", "fma", "f16c", "bmi2")
 _AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", *_AVX2)
@@ -117,6 +119,7 @@ class Kernels:
     def add(self, name: str, operator: Callable) -> None:
         setattr(self.plain, name, operator)
         torch.library.register_vmap(operator.name(), functools.partial(self._batched, name))
+        flops.count(name, operator)
         for switches, table in self.tf32.items():
             allowed = any(
                 on and name.startswith(prefix)
