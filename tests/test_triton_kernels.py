@@ -36,6 +36,7 @@ KEPT = {
     "linear_relu": {"masking_while": "torch.float16", "what_was": "torch.float16"},
     "dropout": {},
     "fma_chain": {},
+    "functorch": {},
 }
 RUNS = {  # a file, and what of it
     "corr2d, values": ("corr2d", "TestValues"),
@@ -44,6 +45,10 @@ RUNS = {  # a file, and what of it
     "linear_relu": ("linear_relu", "test"),
     "dropout": ("dropout", "test"),
     "fma_chain": ("fma_chain", "test"),
+    "functorch": (
+        "functorch",
+        "of_batches_of or of_no_calls or tf32 or channels_last or TestDropout",
+    ),
 }
 
 pytestmark = [
