@@ -34,18 +34,11 @@ class Function(torch.autograd.Function):
             return super(Function, _in_forward_mode(cls)).apply(*args)
         if torch._C._are_functorch_transforms_active():
             return super().apply(*args)
-        if _wants_grad(args):
-            return super(torch.autograd.Function, cls).apply(*args)
+        if torch.is_grad_enabled():
+            for arg in args:
+                if getattr(arg, "requires_grad", False):  # half the time of asking for its type
+                    return super(torch.autograd.Function, cls).apply(*args)
         return cls.forward(*args)
-
-
-def _wants_grad(args: tuple) -> bool:
-    """Whether a gradient of a function of `args` may be asked for."""
-    if torch.is_grad_enabled():
-        for arg in args:
-            if getattr(arg, "requires_grad", False):  # half the time of asking for its type first
-                return True
-    return False
 
 
 def total(*terms: Tensor | None) -> Tensor:

@@ -120,7 +120,7 @@ def corr2d(X: Tensor, K: Tensor) -> Tensor:  # noqa: N803 - the book's names
         tensor([[19., 25.],
                 [37., 43.]])
     """
-    if torch._C._is_any_autocast_enabled():
+    if _autocast.enabled():
         X, K = _autocast.cast(X, K)  # noqa: N806
     check_tensor("corr2d", "X", X)
     check_like("corr2d", "K", K, X)
@@ -151,7 +151,7 @@ def _conv2d(
     groups: int,
     relu: bool,
 ) -> Tensor:
-    if torch._C._is_any_autocast_enabled():
+    if _autocast.enabled():
         input, weight, bias = _autocast.cast(input, weight, bias)
     try:
         window = _window(op, weight, stride, padding, dilation, groups)

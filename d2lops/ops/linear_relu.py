@@ -58,7 +58,7 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
 
 def _linear(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    if torch._C._is_any_autocast_enabled():
+    if _autocast.enabled():
         input, weight, bias = _autocast.cast(input, weight, bias)
     try:
         size = input.shape
