@@ -102,7 +102,7 @@ def draw(path: Path, image: Tensor) -> None:
     drawn = book.figure(2, 3, size=(7, 3.6))
     for axes, (title, x) in zip(drawn.axes, panels.items(), strict=True):
         pixels = x.permute(1, 2, 0).clamp(0, 1)
-        axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_title(f"{title}: {'×'.join(map(str, x.shape))}", fontsize=8)
         axes.set_xlim(-0.5, image.shape[2] - 0.5)  # so that what is smaller looks smaller
         axes.set_ylim(image.shape[1] - 0.5, -0.5)

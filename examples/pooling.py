@@ -84,7 +84,7 @@ def draw(path: Path, image: Tensor, alike: dict[int, list[float]]) -> None:
     edges = corr2d(nn, image[80:140, 0:80], KERNEL).abs()
     for axes, window in zip(drawn.axes, (1, 4), strict=False):
         pooled = nn.MaxPool2d(window, stride=1)(edges[None])[0]
-        axes.imshow(pooled, cmap="gray_r", vmin=0, vmax=0.3, interpolation="nearest")
+        axes.imshow(pooled.numpy(), cmap="gray_r", vmin=0, vmax=0.3, interpolation="nearest")
         axes.set_title(f"after max-pooling {window}×{window}" if window > 1 else "edges")
         axes.set_axis_off()
     curves = drawn.axes[2]

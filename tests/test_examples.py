@@ -1,4 +1,4 @@
-"""The book's systems do what they say, on a smaller scale; their data are read, their index kept."""
+"""The book's systems do what they say, on a smaller scale; data are read, the index is kept."""
 
 import gzip
 from importlib import import_module
@@ -141,7 +141,7 @@ class TestTraining:
     def test_a_figure_that_is_not_reached_raises(self) -> None:
         lessons = book.Lessons(accuracies={"torch.nn": [0.1, 0.99], "d2lops.nn": [0.99, 0.97]})
         assert lessons.reached(0.97) == {"torch.nn": "99.0 %", "d2lops.nn": "97.0 %"}
-        with pytest.raises(book.NotReachedError, match="at least 0.98"):
+        with pytest.raises(book.NotReachedError, match=r"at least 0\.98"):
             lessons.reached(0.98)
 
     def test_figures_that_are_far_apart_raise(self) -> None:
