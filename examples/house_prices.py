@@ -2,8 +2,8 @@
 
 The book's table is Kaggle's house prices: with ``--data FOLDER``, its train.csv is read from there.
 Without, scikit-learn's table of 442 diabetes patients takes its place, whose progression, like a
-price, is above zero and judged by its logarithm. Three models compete: the training folds' mean, a
-linear model, and an MLP with dropout. Fails if the linear model is not clearly better than the mean.
+price, is above zero and judged by its logarithm. A linear model and an MLP with dropout compete.
+Fails if the linear one is not clearly better than the mean of the folds that it learned from.
 """
 
 import math
