@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from types import ModuleType
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-from rich.console import Console
+from rich import get_console
 from rich.progress import track
 from rich.table import Table
 from sklearn import datasets
@@ -50,6 +51,8 @@ FASHION = (
     "t10k-images-idx3-ubyte.gz",
     "t10k-labels-idx1-ubyte.gz",
 )
+FASHION_EPOCHS = 3  # there are forty times as many images as digits
+FASHION_LEAST = 0.75
 IDX_OF_BYTES = 8  # the type that an idx file names third, before its number of dimensions
 
 
@@ -73,6 +76,14 @@ class Data(NamedTuple):
             self.test_inputs[:test],
             self.test_targets[:test],
         )
+
+
+class Course(NamedTuple):
+    """Images to classify, for how many epochs, and the accuracy that must be reached, if any."""
+
+    data: Data
+    epochs: int
+    least: float | None
 
 
 def run(main: Callable[..., dict[str, str]]) -> None:
@@ -107,6 +118,15 @@ def image_data(folder: Path | None, size: int) -> Data:
     return digits(size) if folder is None else fashion_mnist(folder, size)
 
 
+def course(quick: bool, folder: Path | None, size: int, epochs: int, least: float) -> Course:
+    """What a network is taught for how long, and what it must reach; the last two for digits."""
+    if quick:
+        return Course(image_data(folder, size).first(320, 100), 2, None)
+    if folder is not None:
+        return Course(fashion_mnist(folder, size), FASHION_EPOCHS, FASHION_LEAST)
+    return Course(digits(size), epochs, least)
+
+
 def diabetes() -> Data:
     """scikit-learn's 442 patients: ten standardised measurements, and how the disease went on."""
     data = datasets.load_diabetes()
@@ -138,6 +158,12 @@ def xavier(layer: Module) -> None:
         torch.nn.init.xavier_uniform_(layer.weight)
 
 
+def he(layer: Module) -> None:
+    """He's initialisation, which keeps the scale through many ReLUs, for `Module.apply`."""
+    if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+        torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+
+
 def twins(
     build: Callable[[ModuleType], Module],
     example: Tensor,
@@ -147,10 +173,11 @@ def twins(
 
     `example` tells lazy layers their sizes; `init` is applied to each layer.
     """
-    networks = {name: build(nn) for name, nn in LAYERS.items()}
     torch.manual_seed(0)
+    networks = {name: build(nn) for name, nn in LAYERS.items()}
     for network in networks.values():
-        network(example)
+        network.eval()(example)
+        network.train()
     networks["torch.nn"].apply(init)
     networks["d2lops.nn"].load_state_dict(networks["torch.nn"].state_dict())
     return networks
@@ -194,6 +221,17 @@ class Lessons:
         default_factory=lambda: {name: [] for name in LAYERS}
     )
     seconds: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in LAYERS})
+
+    def report(self, title: str) -> None:
+        """Prints what was reached, and how long an epoch took: the median, without its test."""
+        rows = {}
+        for name, seconds in self.seconds.items():
+            rows[name] = {
+                "loss": f"{self.losses[name][-1]:.4f}",
+                "test accuracy": f"{self.accuracies[name][-1]:.1%}",
+                "an epoch": f"{median(seconds) * 1e3:.0f} ms",
+            }
+        table(f"{title}, {len(seconds)} epochs", rows)
 
     def reached(self, least: float | None) -> dict[str, str]:
         """The last accuracies, as a script returns them.
@@ -249,7 +287,7 @@ def table(title: str, rows: dict[str, dict[str, str]]) -> None:
     result = Table("", *next(iter(rows.values())), title=title)
     for name, figures in rows.items():
         result.add_row(name, *figures.values())
-    Console().print(result)
+    get_console().print(result)
 
 
 def figure(rows: int = 1, columns: int = 2, size: tuple[float, float] = (9, 3.4)) -> Figure:
@@ -263,7 +301,7 @@ def curves(axes: Axes, histories: dict[str, list[float]], title: str, x: str = "
     """One line for each of `LAYERS`."""
     for name, values in histories.items():
         axes.plot(range(1, len(values) + 1), values, label=name, **LINES[name])
-    axes.set_title(title)
+    axes.set_title(title, fontsize=10)
     axes.set_xlabel(x)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

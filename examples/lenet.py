@@ -1,11 +1,11 @@
 """D2L 7.6: LeNet learns handwritten digits, scaled to 28×28.
 
-Both networks start from the same weights and see the same batches. The picture has their lessons,
-and what they still take for another digit.
+Both networks start from the same weights and see the same batches. Fails if one of them does
+not reach 97 % on the digits that it was not trained on. The picture: their lessons, which differ by
+rounding alone.
 """
 
 from pathlib import Path
-from statistics import median
 from types import ModuleType
 
 import torch
@@ -14,6 +14,7 @@ from examples import book
 
 EPOCHS = 25
 LEARNING_RATE = 1e-2
+LEAST = 0.97
 
 
 def lenet(nn: ModuleType) -> torch.nn.Sequential:
@@ -37,28 +38,15 @@ def lenet(nn: ModuleType) -> torch.nn.Sequential:
 def main(
     quick: bool = False, data: Path | None = None, pictures: Path = book.PICTURES
 ) -> dict[str, str]:
-    images = book.image_data(data, 28)
-    epochs, required = EPOCHS, 0.97 if data is None else 0.85
-    if quick:
-        images, epochs, required = images.first(320, 100), 4, None
+    images, epochs, least = book.course(quick, data, 28, EPOCHS, LEAST)
     networks = book.twins(lenet, images.inputs[:1])
     lessons = book.teach(networks, images, epochs, LEARNING_RATE)
-    book.table(
-        f"LeNet, {epochs} epochs",
-        {
-            name: {
-                "loss": f"{lessons.losses[name][-1]:.4f}",
-                "test accuracy": f"{lessons.accuracies[name][-1]:.1%}",
-                "an epoch": f"{median(lessons.seconds[name]) * 1e3:.0f} ms",
-            }
-            for name in networks
-        },
-    )
+    lessons.report("LeNet")
     drawn = book.figure()
     book.curves(drawn.axes[0], lessons.losses, "LeNet: loss")
-    book.curves(drawn.axes[1], lessons.accuracies, "accuracy on other digits")
+    book.curves(drawn.axes[1], lessons.accuracies, "accuracy on images not trained on")
     book.save(drawn, pictures / "lenet.png")
-    return lessons.reached(required)
+    return lessons.reached(least)
 
 
 if __name__ == "__main__":
