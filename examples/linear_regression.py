@@ -75,7 +75,7 @@ def plot(path: Path, losses: dict[str, list], patients: book.Data, predicted: di
             patients.test_targets, predictions, size, book.LINES[name]["color"], label=name
         )
     scatter.axline((0, 0), slope=1, color="#999999", linewidth=0.8)
-    scatter.set_title("diabetes: patients not trained on, standardised")
+    scatter.set_title("diabetes: patients not trained on, standardised", fontsize=10)
     scatter.set_xlabel("progression")
     scatter.set_ylabel("predicted")
     scatter.legend(frameon=False)

@@ -22,9 +22,9 @@ WIDTH = 64
 # Activation, what the weights are drawn from, and between which bounds the norm of the first
 # layer's gradient, as a multiple of the last one's, must lie.
 CASES: dict[str, tuple[str, Callable[[Tensor], Tensor], float, float]] = {
-    "sigmoid, Xavier: vanishes": ("Sigmoid", init.xavier_normal_, 0, 1e-12),
-    "tanh, N(0, 1): explodes": ("Tanh", init.normal_, 1e6, 1e15),
-    "tanh, Xavier: lasts": ("Tanh", init.xavier_normal_, 0.1, 10),
+    "sigmoid, Xavier": ("Sigmoid", init.xavier_normal_, 0, 1e-12),
+    "tanh, N(0, 1)": ("Tanh", init.normal_, 1e6, 1e15),
+    "tanh, Xavier": ("Tanh", init.xavier_normal_, 0.1, 10),
 }
 ALIKE = 1e-6  # further apart than this, relative to their weights, two units are not the same
 
@@ -105,7 +105,7 @@ def main(
             ratio = of_cases[case][0] / of_cases[case][-1]
             if not least <= ratio <= most:
                 raise book.NotReachedError(f"{name}, {case}: {ratio:.1e}")
-    return {name: ", ".join(list(row.values())[: len(CASES)]) for name, row in rows.items()}
+    return {name: "; ".join(f"{case} ×{row[case]}" for case in CASES) for name, row in rows.items()}
 
 
 if __name__ == "__main__":

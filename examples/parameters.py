@@ -62,10 +62,8 @@ def lazy(network: Module, example: Tensor, name: str) -> None:
 def main(
     quick: bool = False, data: Path | None = None, pictures: Path = book.PICTURES
 ) -> dict[str, str]:
-    images = book.image_data(data, size=8 if data is None else 28)
-    epochs, required = 20, 0.95 if data is None else 0.8
-    if quick:
-        images, epochs, required = images.first(320, 100), 4, None
+    size = 8 if data is None else 28
+    images, epochs, required = book.course(quick, data, size, epochs=20, least=0.95)
     drawn = book.figure()
     drawn_weights = {}
     for name, nn in book.LAYERS.items():
@@ -78,7 +76,7 @@ def main(
     colors = [book.LINES[name]["color"] for name in drawn_weights]
     histogram, curve = drawn.axes
     histogram.hist(list(drawn_weights.values()), bins=21, color=colors, label=list(drawn_weights))
-    histogram.set_title("hidden weights by the book's own initialisation")
+    histogram.set_title("hidden weights by the book's own initialisation", fontsize=10)
     histogram.set_ylabel("weights")
     histogram.spines[["top", "right"]].set_visible(False)
     histogram.legend(frameon=False)

@@ -68,7 +68,7 @@ def plot(path: Path, relay: list[float], alone: list[float], epochs: int) -> Non
         style = {"color": book.LINES[runner]["color"], "linewidth": 2.5}
         label = f"relay: {runner}" if start < 2 * epochs else None
         axes.plot(steps, relay[start : start + epochs], marker="o", label=label, **style)
-    axes.set_title("a network handed to and fro in a file: loss")
+    axes.set_title("a network handed to and fro in a file: loss", fontsize=10)
     axes.set_xlabel("epoch")
     axes.set_yscale("log")
     axes.spines[["top", "right"]].set_visible(False)

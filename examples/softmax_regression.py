@@ -59,7 +59,7 @@ def plot(path: Path, accuracies: dict[str, list[float]], weight: Tensor, size: i
     images = side_by_side(weight, size)
     largest = weight.abs().max()
     pictures.imshow(images, cmap="RdBu_r", vmin=-largest, vmax=largest)
-    pictures.set_title("weights of the ten classes (d2lops.nn)")
+    pictures.set_title("weights of the ten classes (d2lops.nn)", fontsize=10)
     pictures.set_axis_off()
     book.save(drawn, path)
 
