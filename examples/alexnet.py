@@ -44,7 +44,7 @@ def main(
     book.curves(lesson, lessons.accuracies, "AlexNet: accuracy on images not trained on")
     learned = twins["d2lops.nn"][0].weight.detach()[:, 0]
     largest = learned.abs().max().item()
-    shown = kernels.imshow(side_by_side(learned), cmap="RdBu", vmin=-largest, vmax=largest)
+    shown = kernels.imshow(side_by_side(learned).numpy(), cmap="RdBu", vmin=-largest, vmax=largest)
     kernels.set_title("its first layer: 24 kernels of 11×11", fontsize=10)
     kernels.set_axis_off()
     drawn.colorbar(shown, ax=kernels, label="weight", shrink=0.8)

@@ -121,7 +121,7 @@ def image_data(folder: Path | None, size: int) -> Data:
 def course(quick: bool, folder: Path | None, size: int, epochs: int, least: float) -> Course:
     """What a network is taught for how long, and what it must reach; the last two for digits."""
     if quick:
-        return Course(image_data(folder, size).first(320, 100), 2, None)
+        return Course(image_data(folder, size).first(160, 50), 2, None)
     if folder is not None:
         return Course(fashion_mnist(folder, size), FASHION_EPOCHS, FASHION_LEAST)
     return Course(digits(size), epochs, least)

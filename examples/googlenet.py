@@ -52,13 +52,13 @@ def main(
         left = 0.0
         for (path, colour), part in zip(PATHS.items(), parts, strict=True):
             bars.barh(name, part, left=left, color=colour, label=path if place == 0 else None)
-            bars.text(left + part / 2, place, f"{part:.0%}", ha="center", va="center")
+            bars.text(left + part / 2, place, f"{part * 100:.0f}", ha="center", va="center")
             left += part
-    bars.set_title("the four paths of the first Inception block", fontsize=10)
+    bars.set_title("paths of the first Inception block: share in %", fontsize=10)
     bars.set_xlim(0, 1)
     bars.set_ylim(-0.6, 2)
-    bars.xaxis.set_major_formatter("{x:.0%}")
-    bars.spines[["top", "right"]].set_visible(False)
+    bars.set_xticks([])
+    bars.spines[["top", "right", "bottom"]].set_visible(False)
     bars.legend(frameon=False, ncols=4, loc="upper center")
     book.save(drawn, pictures / "googlenet.png")
     return lessons.reached(least)

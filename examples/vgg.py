@@ -50,7 +50,7 @@ def main(
     image = images.test_inputs[:1]
     shown = [image[0], *after_each_block(twins["d2lops.nn"], image)]
     for number, (axes, x) in enumerate(zip(steps, shown, strict=True)):
-        axes.imshow(x.mean(dim=0), cmap="gray")
+        axes.imshow(x.mean(dim=0).numpy(), cmap="gray")
         name = f"block {number}" if number else "an image"
         axes.set_title(f"{name}: {'×'.join(map(str, x.shape))}", fontsize=10)
         axes.set_axis_off()
