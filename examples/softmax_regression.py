@@ -56,7 +56,7 @@ def plot(path: Path, accuracies: dict[str, list[float]], weight: Tensor, size: i
     drawn = book.figure()
     curve, pictures = drawn.axes
     book.curves(curve, accuracies, "from scratch: test accuracy")
-    images = side_by_side(weight, size)
+    images = side_by_side(weight, size).numpy()
     largest = weight.abs().max()
     pictures.imshow(images, cmap="RdBu_r", vmin=-largest, vmax=largest)
     pictures.set_title("weights of the ten classes (d2lops.nn)", fontsize=10)
