@@ -23,7 +23,7 @@ $(BIN)/python:
 .venv/installed: pyproject.toml setup.py $(CSRC) | $(BIN)/python
 	$(BIN)/python -m pip install $(TORCH) "setuptools>=77" ninja "pybind11>=2.12"
 	$(BIN)/python -m pip install $(TORCH) $(TRITON) --no-build-isolation \
-		--editable ".[bench,lint,test]"
+		--editable ".[bench,examples,lint,test]"
 	touch $@
 
 bench: venv
