@@ -12,7 +12,7 @@ find_cpp = $(shell find $(1) -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -na
 CSRC := $(call find_cpp,csrc)
 LINTED := $(CSRC) $(call find_cpp,tests)
 
-.PHONY: venv bench test lint format clean
+.PHONY: venv bench examples test lint format clean
 .PHONY: gpu gpu-build gpu-test gpu-triton gpu-configurations gpu-sanitize gpu-bench memcheck racecheck initcheck
 
 venv: .venv/installed
@@ -27,9 +27,12 @@ $(BIN)/python:
 	touch $@
 
 bench: venv
-	$(BIN)/python examples/lenet.py
-	$(BIN)/python examples/edges.py
+	$(BIN)/python -m examples.lenet
+	$(BIN)/python -m examples.edges
 	$(BIN)/python -m benchmarks --quick
+
+examples: venv
+	$(BIN)/python -m examples
 
 test: venv
 	$(BIN)/python -m pytest

@@ -7,7 +7,8 @@ installed.
 
 from d2lops import functional, nn
 from d2lops.backends import backend
+from d2lops.convert import convert, revert
 from d2lops.memory import keep_freed_memory
 
-__all__ = ["backend", "functional", "keep_freed_memory", "nn"]
+__all__ = ["backend", "convert", "functional", "keep_freed_memory", "nn", "revert"]
 __version__ = "0.1.0"

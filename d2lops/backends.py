@@ -169,6 +169,21 @@ def kernels(x: torch.Tensor) -> SimpleNamespace:
     return found.plain
 
 
+def has_kernels(device: str) -> bool:
+    """Whether tensors on that type of device have kernels, with the backend that is chosen."""
+    return device in _table
+
+
+def available(device: str) -> list[str]:
+    """The backends that have kernels for a type of device, the one that is chosen first."""
+    chosen = "triton" if _table[device] is _triton else "cpp"
+    others = {
+        "cpp": device == "cpu" or cuda_library[0],
+        "triton": device == "cuda" and triton_version(),
+    }
+    return [chosen, *(name for name, there in others.items() if there and name != chosen)]
+
+
 @torch.compiler.assume_constant_result
 def _allows_tf32(operator: str) -> bool:
     """What `torch.backends.cuda.matmul` and `torch.backends.cudnn.conv` say, asked cheaply.

@@ -4,6 +4,7 @@
 script needs: names that d2lops does not have are handed on from torch.
 """
 
+import torch.fx
 import torch.nn.functional as _torch
 
 from d2lops.ops.corr2d import conv2d, conv_relu2d, corr2d
@@ -30,6 +31,8 @@ __all__ = [
     "max_pool2d",
     "pool2d",
 ]
+for _name in __all__:  # for torch.fx, calls of torch's own kind: it does not look inside
+    torch.fx.wrap(_name)
 
 
 def __getattr__(name: str) -> object:

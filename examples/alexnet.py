@@ -35,7 +35,7 @@ def main(
     quick: bool = False, data: Path | None = None, pictures: Path = book.PICTURES
 ) -> dict[str, str]:
     images, epochs, least = book.course(quick, data, SIZE, EPOCHS, LEAST)
-    twins = book.twins(alexnet, images.inputs[:1], book.he)
+    twins = book.twins(alexnet, images.inputs[:1])
     lessons = book.teach(twins, images, epochs, LEARNING_RATE)
     lessons.report("AlexNet")
 

@@ -22,6 +22,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from rich import get_console
 from rich.progress import track
@@ -44,7 +45,7 @@ LINES = {
     "d2lops.nn": {"color": "#0072b2", "linewidth": 1.5},
 }
 BATCH = 32
-APART = 0.03
+APART = 0.03  # accuracies of two trainings that differ by dropout and rounding, at most
 FASHION = (
     "train-images-idx3-ubyte.gz",
     "train-labels-idx1-ubyte.gz",
@@ -90,7 +91,9 @@ def run(main: Callable[..., dict[str, str]]) -> None:
     """A script's command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="a fraction of the work")
-    parser.add_argument("--data", type=Path, help="a folder with a copy of the book's data set")
+    parser.add_argument(
+        "--data", type=Path, help="a copy of the data that the book takes, if not these"
+    )
     parser.add_argument("--pictures", type=Path, default=PICTURES, help="the folder to draw in")
     main(**vars(parser.parse_args()))
 
@@ -119,7 +122,10 @@ def image_data(folder: Path | None, size: int) -> Data:
 
 
 def course(quick: bool, folder: Path | None, size: int, epochs: int, least: float) -> Course:
-    """What a network is taught for how long, and what it must reach; the last two for digits."""
+    """What a network is taught, for how long, and what it must reach.
+
+    `epochs` and `least` are for digits; Fashion-MNIST takes fewer epochs, and is more difficult.
+    """
     if quick:
         return Course(image_data(folder, size).first(160, 50), 2, None)
     if folder is not None:
@@ -236,8 +242,8 @@ class Lessons:
     def reached(self, least: float | None) -> dict[str, str]:
         """The last accuracies, as a script returns them.
 
-        Raises if one is below `least`, or if they are further apart than chance alone puts two
-        trainings of a network, `APART`; in quick mode, where `least` is None, neither is asked.
+        Raises if one is below `least`, or if they are further apart than `APART`; in quick mode,
+        where `least` is None, neither is asked.
         """
         last = {name: accuracies[-1] for name, accuracies in self.accuracies.items()}
         if least is not None and min(last.values()) < least:
@@ -303,6 +309,7 @@ def curves(axes: Axes, histories: dict[str, list[float]], title: str, x: str = "
         axes.plot(range(1, len(values) + 1), values, label=name, **LINES[name])
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(x)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

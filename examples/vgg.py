@@ -2,7 +2,8 @@
 
 Each of its five blocks halves the image. Fewer channels than even the book trains it with, and 256
 hidden units in place of 4,096, make it a matter of seconds. Fails if a network does not reach 95 %.
-The picture: their lessons, and an image on its way through the blocks: the mean of its channels.
+The picture: their lessons, and an image on its way through the blocks: the mean of its channels,
+from 0 (black) to its largest value.
 """
 
 from pathlib import Path
@@ -50,7 +51,7 @@ def main(
     image = images.test_inputs[:1]
     shown = [image[0], *after_each_block(twins["d2lops.nn"], image)]
     for number, (axes, x) in enumerate(zip(steps, shown, strict=True)):
-        axes.imshow(x.mean(dim=0).numpy(), cmap="gray")
+        axes.imshow(x.mean(dim=0).numpy(), cmap="gray", vmin=0)
         name = f"block {number}" if number else "an image"
         axes.set_title(f"{name}: {'×'.join(map(str, x.shape))}", fontsize=10)
         axes.set_axis_off()

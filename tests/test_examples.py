@@ -277,5 +277,5 @@ class TestBatchNorm:
         }
         batch_norm.compared(lessons, 0.95)
         lessons["without"] = book.Lessons(accuracies=good)
-        with pytest.raises(book.NotReachedError, match="no better"):
+        with pytest.raises(book.NotReachedError, match="no better than without"):
             batch_norm.compared(lessons, 0.95)
