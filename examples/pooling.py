@@ -85,7 +85,9 @@ def draw(path: Path, image: Tensor, alike: dict[int, list[float]]) -> None:
     for axes, window in zip(drawn.axes, (1, 4), strict=False):
         pooled = nn.MaxPool2d(window, stride=1)(edges[None])[0]
         axes.imshow(pooled.numpy(), cmap="gray_r", vmin=0, vmax=0.3, interpolation="nearest")
-        axes.set_title(f"after max-pooling {window}×{window}" if window > 1 else "edges")
+        axes.set_title(
+            f"after max-pooling {window}×{window}" if window > 1 else "edges", fontsize=10
+        )
         axes.set_axis_off()
     curves = drawn.axes[2]
     for window, values in alike.items():
@@ -95,7 +97,8 @@ def draw(path: Path, image: Tensor, alike: dict[int, list[float]]) -> None:
     curves.set_xlabel("moved by, in pixels")
     curves.grid(color="#dddddd", linewidth=0.6)
     curves.spines[["top", "right"]].set_visible(False)
-    curves.legend(frameon=False, fontsize=8)
+    curves.set_ylim(0, 1.02)
+    curves.legend(frameon=False, fontsize=8, loc="lower left")
     book.save(drawn, path)
 
 

@@ -54,7 +54,8 @@ def main(
         axes.imshow(x.mean(dim=0).numpy(), cmap="gray", vmin=0)
         name = f"block {number}" if number else "an image"
         axes.set_title(f"{name}: {'×'.join(map(str, x.shape))}", fontsize=10)
-        axes.set_axis_off()
+        axes.set_xticks([])
+        axes.set_yticks([])
     book.save(drawn, pictures / "vgg.png")
     return lessons.reached(least)
 
