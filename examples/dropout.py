@@ -75,7 +75,10 @@ def main(
         helps = losses[name]["with dropout"] < losses[name]["without"]
         if min(accuracies[name].values()) < required or (overfits and not helps):
             raise book.NotReachedError(f"{name}: {rows[name]}")
-    return {name: row["accuracy with dropout"] for name, row in rows.items()}
+    return {
+        name: f"loss {row['loss with dropout']}, without {row['loss without']}"
+        for name, row in rows.items()
+    }
 
 
 if __name__ == "__main__":
