@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import itertools
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,6 +108,7 @@ class Kernels:
 
     def __init__(self) -> None:
         self.plain = SimpleNamespace()
+        self.has_sharding_rules = False
         self.tf32 = {
             switches: SimpleNamespace() for switches in itertools.product((False, True), repeat=2)
         }
@@ -158,12 +160,23 @@ def _on_one_device(rule: Callable) -> Callable:
     return checked
 
 
+def _constant_to_the_compiler(function: Callable) -> Callable:
+    """What `torch.compiler.assume_constant_result` does once it has imported the whole compiler.
+
+    That takes a second, as long as torch itself, and many a script never compiles anything.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
 def kernels(x: torch.Tensor) -> SimpleNamespace:
     """The raw operators for tensors like `x`; raises where there are none, never falls back."""
     device = "cpu" if x.is_cpu else x.device.type  # to ask for the type takes longer
     found = _table.get(device)
     if found is None:
         raise _no_kernels(device)
+    if type(x) is not torch.Tensor:
+        _meet(type(x), device)
     if device == "cuda" and x.dtype is torch.float32:
         return found.tf32[tuple(map(_allows_tf32, _TF32))]
     return found.plain
@@ -184,7 +197,20 @@ def available(device: str) -> list[str]:
     return [chosen, *(name for name, there in others.items() if there and name != chosen)]
 
 
-@torch.compiler.assume_constant_result
+@_constant_to_the_compiler
+def _meet(kind: type, device: str) -> None:
+    """Registers the rules for DTensors when one comes: to import them takes half a second."""
+    found = _table[device]
+    distributed = sys.modules.get("torch.distributed.tensor")
+    if found.has_sharding_rules or not distributed or not issubclass(kind, distributed.DTensor):
+        return
+    from d2lops import sharding
+
+    sharding.register(vars(found.plain))
+    found.has_sharding_rules = True
+
+
+@_constant_to_the_compiler
 def _allows_tf32(operator: str) -> bool:
     """What `torch.backends.cuda.matmul` and `torch.backends.cudnn.conv` say, asked cheaply.
 

@@ -9,10 +9,16 @@ A layer holds its parameters and calls one function of `d2lops.functional`, whos
 shapes, dtypes and errors.
 """
 
+import sys
+
 import torch
 from torch import Tensor
 
 from d2lops import functional
+
+# For ``import d2lops.nn.functional as F``, what a replacement of names makes of torch's: this
+# module is no package, in which Python would look for it.
+sys.modules[f"{__name__}.functional"] = functional
 
 __all__ = [
     "AdaptiveAvgPool2d",

@@ -316,12 +316,13 @@ def curves(axes: Axes, histories: dict[str, list[float]], title: str, x: str = "
 
 
 def save(drawn: Figure, path: Path) -> None:
-    """Writes the picture with 64 colours at most, which keeps it small."""
+    """Writes the picture with 128 colours at most, which keeps it small."""
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas = FigureCanvasAgg(drawn)
     canvas.draw()
     picture = Image.fromarray(numpy.asarray(canvas.buffer_rgba())).convert("RGB")
-    picture.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    palette = picture.quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    palette.save(path, optimize=True)
 
 
 def _split(inputs: Tensor, targets: Tensor, training: int) -> Data:

@@ -15,6 +15,7 @@ from torch import Tensor
 import d2lops
 from d2lops import nn
 from tests.device import cpu_only, normal
+from tests.every_layer import every_layer
 
 IMAGE = normal(2, 4, 9, 11)
 ROWS = normal(3, 5, 11)
@@ -189,6 +190,8 @@ class TestEveryLayer:
     def test_none_is_left_out(self) -> None:
         tested = {name for name, *_ in LAYERS} | {name for name, *_ in FUSED}
         assert tested == own_layers().keys()
+        in_network = {type(layer).__name__ for layer in every_layer()}
+        assert in_network >= {name for name in own_layers() if not name.startswith("Lazy")}
 
 
 class TestFusedLayers:
@@ -342,7 +345,10 @@ class TestModule:
         with pytest.raises(AttributeError, match="NoSuchLayer"):
             _ = nn.NoSuchLayer
 
-    def test_is_no_package(self) -> None:
+    def test_functional_can_be_imported_by_its_full_name(self) -> None:
+        assert importlib.import_module("d2lops.nn.functional") is d2lops.functional
+
+    def test_is_no_package_of_other_modules(self) -> None:
         """torch.nn is one: with its path handed on, this would load torch's modules again."""
         with pytest.raises(ModuleNotFoundError, match="not a package"):
             importlib.import_module("d2lops.nn.modules")

@@ -11,6 +11,14 @@ def is_channels_last(x: Tensor) -> bool:
     return x.dim() == 4 and x.size(1) > 1 and x.stride(1) == 1 and not x.is_contiguous()
 
 
+def laid_out(x: Tensor, channels_last: bool) -> Tensor:
+    """An image with its channels side by side, if asked for; a copy only if they are not so yet.
+
+    Spelled without `memory_format`, which `torch.vmap` does not know.
+    """
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if channels_last else x
+
+
 def empty(
     x: Tensor, size: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None
 ) -> Tensor:

@@ -64,7 +64,7 @@ def check_divisor(divisor: object) -> None:
         raise ValueError(f"avg_pool2d(): divisor_override must fit in 64 bits, but got {divisor}")
 
 
-# Sizes and dtypes.
+# Sizes and dtypes. Without branches on an image's size: the compiler would make a graph for each.
 
 
 def _pooled_size(size: Sequence[int], window: Sequence[int], ceil_mode: bool) -> list[int]:
@@ -76,8 +76,8 @@ def _pooled_size(size: Sequence[int], window: Sequence[int], ceil_mode: bool) ->
         inputs = size[2 + axis]
         room = inputs + before + after - (kernel - 1) * dilation - 1
         windows = (room + (stride - 1 if ceil_mode else 0)) // stride + 1
-        if ceil_mode and (windows - 1) * stride >= inputs + before:
-            windows -= 1
+        if ceil_mode:  # none may begin in the padding behind the image
+            windows = torch.sym_min(windows, (inputs + before - 1) // stride + 1)
         pooled.append(windows)
     return pooled
 
@@ -86,7 +86,7 @@ def _adaptive_taps(inputs: int, outputs: int) -> int:
     """No adaptive window is longer, as csrc/common/window.h has it."""
     if outputs == 0:
         return 0
-    return inputs // outputs + (0 if inputs % outputs == 0 else 2)
+    return inputs // outputs + 2 * torch.sym_min(inputs % outputs, 1)
 
 
 def _argmax_dtype(taps: int) -> torch.dtype:
@@ -127,7 +127,9 @@ def _check_output(
 ) -> None:
     """`y` must be what pools an image of that size, in whichever mode along each axis."""
     floor, ceil = (_pooled_size(size, window, ceil_mode) for ceil_mode in (False, True))
-    if y.dim() != 4 or any(n not in both for n, *both in zip(y.shape, floor, ceil, strict=True)):
+    if y.dim() != 4 or any(
+        not low <= n <= high for low, n, high in zip(floor, y.shape, ceil, strict=True)
+    ):
         raise RuntimeError(
             f"{op}(): {name} must have size {floor}, or {ceil} in ceil_mode, but has "
             f"{list(y.shape)}"

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from d2lops.backends import kernels, shape_rule
 from d2lops.ops._checks import check_tensor
@@ -34,6 +34,11 @@ def dropout(
             device. If absent, it is drawn from that device's generator, which
             ``torch.manual_seed`` sets.
 
+    Where ``torch.distributed`` is initialised, the seed that is drawn depends on the rank, too:
+    ranks that all called ``torch.manual_seed(0)`` drop different elements, each the same ones in
+    every run. Not so for a DTensor, which is one tensor and has one mask, however it is sharded.
+    Ranks that hold copies of one activation as ordinary tensors have to pass the same `seed`.
+
     Returns:
         A tensor like the input. An infinity or NaN that is dropped becomes 0.
 
@@ -61,7 +66,7 @@ def dropout(
 
 def _seed_tensor(seed: int | Tensor | None, x: Tensor) -> Tensor:
     if seed is None:
-        return torch.randint(2**63 - 1, (), device=x.device)
+        return _drawn_seed(x)
     if isinstance(seed, int):
         if not -(2**63) <= seed < 2**64:
             raise RuntimeError(f"dropout(): seed must fit in 64 bits, but got {seed}")
@@ -73,6 +78,22 @@ def _seed_tensor(seed: int | Tensor | None, x: Tensor) -> Tensor:
         )
     _check_seed(seed, x)
     return seed
+
+
+def _drawn_seed(x: Tensor) -> Tensor:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return torch.randint(2**63 - 1, (), device=x.device)
+    if hasattr(x, "device_mesh"):  # a DTensor
+        return _agreed(torch.randint(2**63 - 1, (), device=x.device), x.device_mesh)
+    # Where generators are equal, a range that begins later gives a larger seed.
+    return torch.randint(distributed.get_rank(), 2**63 - 1, (), device=x.device)
+
+
+def _agreed(seed: Tensor, mesh: Any) -> Tensor:
+    """The largest of the seeds that the ranks of a mesh drew, which are equal if generators are."""
+    from torch.distributed.tensor import DTensor, Partial  # imported already, for there is one
+
+    return DTensor.from_local(seed, mesh, [Partial("max")] * mesh.ndim).full_tensor()
 
 
 def _check_seed(seed: Tensor, x: Tensor) -> None:

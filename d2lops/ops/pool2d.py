@@ -9,6 +9,7 @@ from torch import Tensor
 from d2lops.backends import kernels
 from d2lops.ops._checks import batched, check_tensor, explanation, padding4, pair
 from d2lops.ops._function import Function
+from d2lops.ops._layout import laid_out
 from d2lops.ops._pool2d_rules import check_divisor, check_window, image
 
 Pair = tuple[int, int]
@@ -285,6 +286,11 @@ def _avg_pool(op: str, input: Tensor, window: tuple, last: tuple) -> Tensor:
     return _like(input, AvgPool2d.apply(x, op, window, last))
 
 
+# An image's gradient is laid out as the image, whatever came after the pool: a flattening turns the
+# layout of the output's. It is turned back before the adjoint, which follows it and has more to
+# write; and after it if need be, for outputs of 1 x 1 do not tell their layout.
+
+
 class MaxPool2d(Function):
     """x -> (y, argmax) with y = G x, where G is the linear map that argmax picks."""
 
@@ -295,7 +301,7 @@ class MaxPool2d(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
         x, ctx.op, ctx.window, _ = inputs
-        ctx.size = x.shape[2:]
+        ctx.size, ctx.channels_last = x.shape[2:], x.stride(1) == 1
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[1])
@@ -305,8 +311,9 @@ class MaxPool2d(Function):
         if g is None:
             return None, None, None, None
         (argmax,) = ctx.saved_tensors
+        g = laid_out(g, ctx.channels_last)
         x = MaxPool2dScatter.apply(g, argmax, ctx.op, ctx.size, ctx.window)
-        return x, None, None, None
+        return laid_out(x, ctx.channels_last), None, None, None
 
 
 class MaxPool2dScatter(Function):
@@ -357,11 +364,13 @@ class AvgPool2d(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         x, *ctx.rest = inputs
-        ctx.size = x.shape[2:]
+        ctx.size, ctx.channels_last = x.shape[2:], x.stride(1) == 1
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:
-        return AvgPool2dAdjoint.apply(g, ctx.size, *ctx.rest), None, None, None
+        g = laid_out(g, ctx.channels_last)
+        x = AvgPool2dAdjoint.apply(g, ctx.size, *ctx.rest)
+        return laid_out(x, ctx.channels_last), None, None, None
 
 
 class AvgPool2dAdjoint(Function):
