@@ -30,7 +30,11 @@ ALIKE = 1e-6  # further apart than this, relative to their weights, two units ar
 
 
 def deep(nn: ModuleType, activation: str, draw: Callable[[Tensor], Tensor]) -> Module:
-    """An MLP of `DEPTH` hidden layers with their weights drawn from seed 0."""
+    """An MLP of `DEPTH` hidden layers with their weights drawn from seed 0.
+
+    In float64: what explodes takes rounding errors with it, so that in float32 its gradients would
+    also tell in which order the sums were taken.
+    """
     layers: list[Module] = []
     for _ in range(DEPTH):
         layers += [nn.Linear(WIDTH, WIDTH), getattr(nn, activation)()]
@@ -39,7 +43,7 @@ def deep(nn: ModuleType, activation: str, draw: Callable[[Tensor], Tensor]) -> M
     for layer in linear_layers(network):
         draw(layer.weight)
         init.zeros_(layer.bias)
-    return network
+    return network.double()
 
 
 def linear_layers(network: Module) -> list[torch.nn.Linear]:
@@ -48,7 +52,7 @@ def linear_layers(network: Module) -> list[torch.nn.Linear]:
 
 def gradient_norms(network: Module, inputs: Tensor, labels: Tensor) -> list[float]:
     """Of the hidden layers' weights, from the first to the last."""
-    cross_entropy(network(inputs), labels).backward()
+    cross_entropy(network(inputs.double()), labels).backward()
     return [layer.weight.grad.norm().item() for layer in linear_layers(network)[:-1]]
 
 

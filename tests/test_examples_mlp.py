@@ -133,7 +133,8 @@ class TestNumericalStability:
             for nn in book.LAYERS.values()
         )
         assert len(ours) == numerical_stability.DEPTH and min(ours) > 0
-        assert ours == pytest.approx(theirs, rel=1e-2)
+        # What makes gradients 10⁹ times as large does the same to float64's rounding errors.
+        assert ours == pytest.approx(theirs, rel=1e-3)
 
 
 class TestModules:
