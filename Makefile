@@ -12,7 +12,7 @@ find_cpp = $(shell find $(1) -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -na
 CSRC := $(call find_cpp,csrc)
 LINTED := $(CSRC) $(call find_cpp,tests)
 
-.PHONY: venv bench test lint format clean
+.PHONY: venv bench examples test lint format clean
 .PHONY: gpu gpu-build gpu-test gpu-triton gpu-configurations gpu-sanitize gpu-bench memcheck racecheck initcheck
 
 venv: .venv/installed
@@ -23,13 +23,16 @@ $(BIN)/python:
 .venv/installed: pyproject.toml setup.py $(CSRC) | $(BIN)/python
 	$(BIN)/python -m pip install $(TORCH) "setuptools>=77" ninja "pybind11>=2.12"
 	$(BIN)/python -m pip install $(TORCH) $(TRITON) --no-build-isolation \
-		--editable ".[bench,lint,test]"
+		--editable ".[bench,examples,lint,test]"
 	touch $@
 
 bench: venv
-	$(BIN)/python examples/lenet.py
-	$(BIN)/python examples/edges.py
+	$(BIN)/python -m examples.lenet
+	$(BIN)/python -m examples.edges
 	$(BIN)/python -m benchmarks --quick
+
+examples: venv
+	$(BIN)/python -m examples
 
 test: venv
 	$(BIN)/python -m pytest

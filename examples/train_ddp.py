@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from d2lops import nn
-from examples import lenet
+from examples import book, lenet
 
 BATCH = 32  # of all processes together
 LEARNING_RATE = 1e-2  # at most: it rises to this and falls again, once
@@ -45,7 +45,7 @@ def join() -> torch.device:
 def train(images: Tensor, labels: Tensor, epochs: int, device: torch.device) -> torch.nn.Module:
     torch.manual_seed(0)
     network = lenet.lenet(nn)
-    network.apply(lenet.init_cnn)
+    network.apply(book.xavier)
     replica = DistributedDataParallel(network.to(device))
     dataset = TensorDataset(images, labels)
     sampler = DistributedSampler(dataset)  # deals the images out, in another order in each epoch
@@ -65,18 +65,13 @@ def train(images: Tensor, labels: Tensor, epochs: int, device: torch.device) -> 
     return network
 
 
-@torch.no_grad()
-def accuracy(network: torch.nn.Module, images: Tensor, labels: Tensor) -> float:
-    return (network(images).argmax(dim=1) == labels).float().mean().item()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="4 epochs, whatever they reach")
     quick = parser.parse_args().quick
     epochs = 4 if quick else 25
     device = join()
-    images, labels, test_images, test_labels = lenet.digits()
+    images, labels, test_images, test_labels = book.digits(28)
     start = time.perf_counter()
     network = train(images, labels, epochs, device)
     seconds = time.perf_counter() - start
@@ -84,7 +79,7 @@ def main() -> None:
     distributed.destroy_process_group()
     if rank != 0:
         return
-    reached = accuracy(network, test_images.to(device), test_labels.to(device))
+    reached = book.accuracy(network, test_images.to(device), test_labels.to(device))
     Console().print(
         f"{count} {'process' if count == 1 else 'processes'}: "
         f"{epochs * len(images) / seconds:,.0f} images a second, "

@@ -10,7 +10,7 @@ from tests.device import cpu_only
 from tests.isolated import ROOT
 
 pytestmark = cpu_only
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
 
 
 @pytest.fixture(params=DOCUMENTS, ids=lambda path: path.name)
