@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import d2lops
 from examples.networks import alexnet, dropout_mlp, googlenet, nin, vgg11
@@ -538,6 +540,94 @@ class TestFusion:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Tanh(), *(makers[kind]() for kind in kinds)).double()
         converted(model.train(training), IMAGE.double())
+
+
+class Small(nn.Module):
+    """A network as people write them, all of which can be fused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.conv = nn.Conv2d(8, 8, 3)
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(240, 16), nn.ReLU())
+        self.out = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.head(F.max_pool2d(F.relu(self.conv(self.stem(x))), 2)))
+
+
+@pytest.fixture
+def twins() -> tuple[nn.Module, nn.Module]:
+    """Small, evaluating, converted and not."""
+    torch.manual_seed(0)
+    model = Small().eval()
+    twin = copy.deepcopy(model)
+    d2lops.convert(model)
+    expected = ["corr2d+relu", "corr2d+relu", "max_pool2d", "linear_relu", "linear"]
+    assert calls(model, IMAGE) == expected
+    return model, twin
+
+
+class TestTools:
+    """What torch has for models has no less for converted ones."""
+
+    def test_gradients_of_each_sample(self, twins: tuple[nn.Module, nn.Module]) -> None:
+        images, found = normal(4, 3, 12, 14), []
+        for net in twins:
+            parameters = dict(net.named_parameters())
+
+            def loss(parameters: dict, image: Tensor, net: nn.Module = net) -> Tensor:
+                y = torch.func.functional_call(net, parameters, (image[None],))
+                return y.square().sum()
+
+            found.append(torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, images))
+        for name, theirs in found[1].items():
+            assert theirs.shape[0] == 4
+            torch.testing.assert_close(found[0][name], theirs)
+
+    def test_autocast(self, twins: tuple[nn.Module, nn.Module]) -> None:
+        device = IMAGE.device.type
+        with torch.autocast(device, torch.bfloat16):
+            ours, theirs = (net(IMAGE) for net in twins)
+        assert ours.dtype is theirs.dtype is torch.bfloat16
+        exact = twins[1].double()(IMAGE.double())
+        their_error = (theirs - exact).abs().max()
+        rounding = torch.finfo(torch.bfloat16).eps * exact.abs().max()
+        assert (ours - exact).abs().max() <= 2 * their_error + rounding
+
+    def test_export(self, twins: tuple[nn.Module, nn.Module]) -> None:
+        batch = {0: torch.export.Dim("batch", min=2, max=64)}
+        exported = torch.export.export(twins[0], (IMAGE,), dynamic_shapes=(batch,))
+        x = normal(5, 3, 12, 14)
+        torch.testing.assert_close(exported.module()(x), twins[1](x))
+
+    def test_checkpoints(self, twins: tuple[nn.Module, nn.Module]) -> None:
+        net = twins[0].train()
+        found = []
+        for run in (net, lambda x: checkpoint(net, x, use_reentrant=False)):
+            torch.manual_seed(0)
+            leaf = IMAGE.clone().requires_grad_()
+            wanted = [leaf, *net.parameters()]
+            found.append(torch.autograd.grad(run(leaf).square().sum(), wanted))
+        assert all(map(torch.equal, *found))
+
+    def test_flops(self, twins: tuple[nn.Module, nn.Module]) -> None:
+        counts = []
+        for net in twins:
+            with FlopCounterMode(display=False) as counter:
+                net(IMAGE).sum().backward()
+            counts.append(counter.get_total_flops())
+        assert counts[0] == counts[1] > 0
+
+    def test_channels_last(self, twins: tuple[nn.Module, nn.Module]) -> None:
+        for net in twins:
+            net.to(memory_format=torch.channels_last)
+        x = IMAGE.contiguous(memory_format=torch.channels_last)
+        assert twins[0].stem(x).is_contiguous(memory_format=torch.channels_last)
+        assert_same(*twins, x)
+
+    def test_meta(self, twins: tuple[nn.Module, nn.Module]) -> None:
+        assert twins[0].to("meta")(IMAGE.to("meta")).shape == (2, 5)
 
 
 def _saved(model: nn.Module) -> io.BytesIO:

@@ -36,6 +36,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+import d2lops
 from d2lops import backends, nn, sharding
 from d2lops import functional as F
 from tests.device import cpu_only, integers, normal
@@ -111,8 +112,15 @@ def torch_cnn() -> torch.nn.Sequential:
     ).double()
 
 
-def sharded_cnn(policy: MixedPrecisionPolicy | None = None) -> torch.nn.Sequential:
-    network = cnn()
+def converted_cnn() -> torch.nn.Sequential:
+    network = torch_cnn()
+    d2lops.convert(network)
+    return network
+
+
+def sharded(
+    network: torch.nn.Module, policy: MixedPrecisionPolicy | None = None
+) -> torch.nn.Module:
     policy = policy or MixedPrecisionPolicy()
     for layer in network:
         if list(layer.parameters()):
@@ -148,6 +156,12 @@ def ddp_trains_as_one_process() -> None:
     assert_as_one_process(network.state_dict())
 
 
+def ddp_trains_a_converted_network() -> None:
+    network = converted_cnn()
+    train_on_own_half(DistributedDataParallel(network))
+    assert_as_one_process(network.state_dict())
+
+
 def compiled_ddp_trains_as_one_process() -> None:
     network = cnn()
     train_on_own_half(torch.compile(DistributedDataParallel(network), backend="aot_eager"))
@@ -155,7 +169,15 @@ def compiled_ddp_trains_as_one_process() -> None:
 
 
 def fsdp_trains_as_one_process() -> None:
-    network = sharded_cnn()
+    assert_fsdp_trains(sharded(cnn()))
+
+
+def fsdp_trains_a_converted_network() -> None:
+    assert_fsdp_trains(sharded(converted_cnn()))
+    assert_fsdp_trains(fully_shard(converted_cnn(), mesh=mesh()))  # layers know nothing of it
+
+
+def assert_fsdp_trains(network: torch.nn.Module) -> None:
     train_on_own_half(network)
     whole = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True))
     assert_as_one_process(whole)
@@ -165,7 +187,7 @@ def fsdp_trains_as_one_process() -> None:
 
 
 def fsdp_computes_in_bfloat16() -> None:
-    network = sharded_cnn(MixedPrecisionPolicy(torch.bfloat16, torch.float32))
+    network = sharded(cnn(), MixedPrecisionPolicy(torch.bfloat16, torch.float32))
     start = cross_entropy(network(IMAGES).double(), LABELS)
     train(network, IMAGES, LABELS)
     end = network(IMAGES)
@@ -178,8 +200,10 @@ def fsdp_computes_in_bfloat16() -> None:
     "check",
     (
         ddp_trains_as_one_process,
+        ddp_trains_a_converted_network,
         compiled_ddp_trains_as_one_process,
         fsdp_trains_as_one_process,
+        fsdp_trains_a_converted_network,
         fsdp_computes_in_bfloat16,
     ),
 )
