@@ -7,7 +7,7 @@ from torch import Tensor
 
 from d2lops.backends import kernels, shape_rule
 from d2lops.ops._checks import check_mask, check_tensor
-from d2lops.ops._function import Function
+from d2lops.ops._function import Function, total
 
 
 def masked(g: Tensor, y: Tensor | None) -> Tensor:
@@ -16,6 +16,23 @@ def masked(g: Tensor, y: Tensor | None) -> Tensor:
     Only second derivatives need it: the kernels of the first mask while they read.
     """
     return g if y is None else torch.where(y <= 0, 0, g)
+
+
+def product_tangent(
+    function: type[Function],
+    first: tuple[Tensor, Tensor | None],
+    y: Tensor | None,
+    second: tuple[Tensor, Tensor | None],
+    *rest: Any,
+) -> Tensor:
+    """Of a function of (g, y, other) that is linear in g and in other: each with its tangent."""
+    (g, g_t), (other, other_t) = first, second
+    if g_t is None and other_t is None:  # y has one, which plays no part
+        g_t = torch.zeros_like(g)
+    return total(
+        None if g_t is None else function.apply(g_t, y, other, *rest),
+        None if other_t is None else function.apply(g, y, other_t, *rest),
+    )
 
 
 class BiasGrad(Function):

@@ -27,7 +27,7 @@ from d2lops.ops._checks import (
 )
 from d2lops.ops._function import Function, total
 from d2lops.ops._layout import empty, is_channels_last
-from d2lops.ops.bias_grad import BiasGrad, masked
+from d2lops.ops.bias_grad import BiasGrad, masked, product_tangent
 
 
 def conv2d(
@@ -319,13 +319,8 @@ class Corr2dInputGrad(Function):
         ctx: Any, g_t: Tensor | None, _: Tensor | None, weight_t: Tensor | None, *__: None
     ) -> Tensor:
         g, y, weight = ctx.saved_tensors
-        if g_t is None and weight_t is None:  # y has one, which plays no part
-            g_t = torch.zeros_like(g)
         last = ctx.input_size, ctx.window
-        return total(
-            None if g_t is None else Corr2dInputGrad.apply(g_t, y, weight, *last),
-            None if weight_t is None else Corr2dInputGrad.apply(g, y, weight_t, *last),
-        )
+        return product_tangent(Corr2dInputGrad, (g, g_t), y, (weight, weight_t), *last)
 
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> tuple:
@@ -358,13 +353,8 @@ class Corr2dWeightGrad(Function):
         ctx: Any, g_t: Tensor | None, _: Tensor | None, x_t: Tensor | None, *__: None
     ) -> Tensor:
         g, y, x = ctx.saved_tensors
-        if g_t is None and x_t is None:  # y has one, which plays no part
-            g_t = torch.zeros_like(g)
         last = ctx.kernel_size, ctx.window
-        return total(
-            None if g_t is None else Corr2dWeightGrad.apply(g_t, y, x, *last),
-            None if x_t is None else Corr2dWeightGrad.apply(g, y, x_t, *last),
-        )
+        return product_tangent(Corr2dWeightGrad, (g, g_t), y, (x, x_t), *last)
 
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> tuple:

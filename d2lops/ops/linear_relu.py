@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from d2lops.backends import kernels, shape_rule
 from d2lops.ops import _autocast
 from d2lops.ops._checks import check_like, check_mask, check_size, check_tensor, explanation
 from d2lops.ops._function import Function, total
-from d2lops.ops.bias_grad import BiasGrad, masked
+from d2lops.ops.bias_grad import BiasGrad, masked, product_tangent
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -147,12 +146,7 @@ class LinearInputGrad(Function):
     @staticmethod
     def tangent(ctx: Any, g_t: Tensor | None, _: Tensor | None, weight_t: Tensor | None) -> Tensor:
         g, y, weight = ctx.saved_tensors
-        if g_t is None and weight_t is None:  # y has one, which plays no part
-            g_t = torch.zeros_like(g)
-        return total(
-            None if g_t is None else LinearInputGrad.apply(g_t, y, weight),
-            None if weight_t is None else LinearInputGrad.apply(g, y, weight_t),
-        )
+        return product_tangent(LinearInputGrad, (g, g_t), y, (weight, weight_t))
 
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> tuple:
@@ -179,12 +173,7 @@ class LinearWeightGrad(Function):
     @staticmethod
     def tangent(ctx: Any, g_t: Tensor | None, _: Tensor | None, x_t: Tensor | None) -> Tensor:
         g, y, x = ctx.saved_tensors
-        if g_t is None and x_t is None:  # y has one, which plays no part
-            g_t = torch.zeros_like(g)
-        return total(
-            None if g_t is None else LinearWeightGrad.apply(g_t, y, x),
-            None if x_t is None else LinearWeightGrad.apply(g, y, x_t),
-        )
+        return product_tangent(LinearWeightGrad, (g, g_t), y, (x, x_t))
 
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> tuple:
