@@ -210,13 +210,17 @@ def _no_kernels_for(name: str, parameter: Tensor) -> str:
 
 
 def _may_fuse(module: Module) -> bool:
-    """Whether it is what its class says, calls others, and is copied and pickled as usual."""
+    """Whether it is what its class says, calls others, and is copied and pickled as usual.
+
+    And whether what it may hand to a function is of a kind that has kernels.
+    """
     kind = module.base if isinstance(module, Fused) else type(module)
     return (
         (kind is torch.nn.Sequential or not kind.__module__.startswith(("torch.", "d2lops.")))
         and (kind.__reduce__, kind.__reduce_ex__) == (object.__reduce__, object.__reduce_ex__)
         and "forward" not in vars(module)
         and not _is_program(module)
+        and not any(_no_kernels_for(name, p) for name, p in module.named_parameters())
     )
 
 

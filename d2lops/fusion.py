@@ -252,9 +252,9 @@ def _only_consumer(node: fx.Node) -> fx.Node | None:
 
 
 def _is_relu(module: Module, node: fx.Node | None) -> bool:
-    return _is_module(module, node, (torch.nn.ReLU,)) or (
-        node is not None and node.target in _RELUS
-    )
+    if node is None or node.op == "call_module":
+        return _is_module(module, node, (torch.nn.ReLU,))
+    return node.target in _RELUS
 
 
 def _is_module(module: Module, node: fx.Node | None, types: tuple[type, ...]) -> bool:

@@ -384,6 +384,25 @@ class TestFusion:
     def test_what_is_not_fused_is_told(self) -> None:
         assert "depends on the numbers" in reasons(Untraceable())[""]
 
+    def test_a_relu_by_name_alone(self) -> None:
+        model = Block()
+        model.relu = nn.LeakyReLU()
+        rows = {row.name: row.note for row in d2lops.convert(model).rows}
+        assert rows["conv"] == "" and calls(model.eval(), IMAGE) == ["corr2d", "corr2d"]
+
+    def test_functions_of_what_has_no_kernels(self) -> None:
+        class Product(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.weight = nn.Parameter(torch.ones(3, 14, dtype=torch.complex64))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return F.linear(x, self.weight)
+
+        model, x = Product(), IMAGE.to(torch.complex64)
+        expected = model(x)
+        assert d2lops.convert(model).rows == [] and torch.equal(model(x), expected)
+
     def test_fuse_may_be_declined(self) -> None:
         model = Functions()
         d2lops.convert(model, fuse=False)
