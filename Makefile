@@ -13,7 +13,7 @@ CSRC := $(call find_cpp,csrc)
 LINTED := $(CSRC) $(call find_cpp,tests)
 
 .PHONY: venv bench examples test lint format clean
-.PHONY: gpu gpu-build gpu-test gpu-triton gpu-configurations gpu-sanitize gpu-bench memcheck racecheck initcheck
+.PHONY: gpu gpu-build gpu-test gpu-tools gpu-triton gpu-configurations gpu-sanitize gpu-bench memcheck racecheck initcheck
 
 venv: .venv/installed
 
@@ -46,16 +46,18 @@ WITHIN = timeout --signal=INT --kill-after=20
 PLUGINS = $(shell $(PYTHON) -c 'from importlib.util import find_spec as has; print( \
 	"-n logical --maxprocesses 8 --dist worksteal" if has("xdist") else "", \
 	"--timeout 90 --timeout-method thread" if has("pytest_timeout") else "")')
-# Nothing is fetched: tests of models by others only where those are.
-WITHOUT = $(shell $(PYTHON) -c 'from importlib.util import find_spec as has; print( \
-	"" if has("transformers") else "--ignore=tests/test_models.py")')
+# Tests of what PyTorch does with operators and networks, which compile for minutes; those of others'
+# models only where they are installed, for nothing is fetched.
+TOOLS = $(patsubst %,tests/test_%.py,autocast channels_last checkpointing compile convert export \
+	flops functorch module_tools tuning) $(shell $(PYTHON) -c 'from importlib.util import \
+	find_spec as has; print("tests/test_models.py" if has("transformers") else "")')
 SANITIZER = PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(WITHIN) 120 compute-sanitizer --error-exitcode 1
 gpu-%: export PYTHONUNBUFFERED = 1
 
 # What is not timed runs side by side.
 gpu: gpu-build
-	$(MAKE) --keep-going --jobs=4 --output-sync \
-		gpu-test gpu-triton gpu-configurations gpu-sanitize; tested=$$?; \
+	$(MAKE) --keep-going --jobs=5 --output-sync \
+		gpu-test gpu-tools gpu-triton gpu-configurations gpu-sanitize; tested=$$?; \
 		$(MAKE) gpu-bench && exit $$tested
 
 gpu-build:
@@ -66,7 +68,12 @@ gpu-build:
 gpu-test: gpu-build
 	D2LOPS_TEST_DEVICE=cuda OMP_NUM_THREADS=1 $(WITHIN) 180 \
 		$(PYTHON) -m pytest $(PLUGINS) --tb=short --durations=10 \
-		--ignore=tests/test_triton_configurations.py $(WITHOUT) 2>&1 | tee $(LOGS)/test.log
+		--ignore=tests/test_triton_configurations.py \
+		--ignore=tests/test_models.py $(TOOLS:%=--ignore=%) 2>&1 | tee $(LOGS)/test.log
+
+gpu-tools: gpu-build
+	D2LOPS_TEST_DEVICE=cuda OMP_NUM_THREADS=1 $(WITHIN) 180 $(PYTHON) -m pytest $(PLUGINS) \
+		--tb=short --durations=10 $(TOOLS) 2>&1 | tee $(LOGS)/tools.log
 
 # First configurations: to find the fastest of several for each size would take longer than to test.
 gpu-triton: gpu-build
