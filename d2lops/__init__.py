@@ -1,8 +1,8 @@
 """Hand-written kernels for the four operators that *Dive into Deep Learning* builds networks from.
 
 Cross-correlation, pooling, dropout and fused linear-ReLU, as `d2lops.functional` and `d2lops.nn`,
-which stand in for `torch.nn.functional` and `torch.nn`. ``python -m d2lops.info`` says what is
-installed.
+which stand in for `torch.nn.functional` and `torch.nn`; and `d2lops.convert`, for models that are
+there already. ``python -m d2lops.info`` says what is installed.
 """
 
 from d2lops import functional, nn

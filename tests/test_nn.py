@@ -417,7 +417,15 @@ class TestModule:
     @cpu_only
     @pytest.mark.parametrize(
         "module",
-        ("d2lops", "d2lops.backends", "d2lops.functional", "d2lops.info", "d2lops.nn"),
+        (
+            "d2lops",
+            "d2lops.backends",
+            "d2lops.convert",
+            "d2lops.functional",
+            "d2lops.info",
+            "d2lops.nn",
+            "d2lops.report",
+        ),
     )
     def test_examples_in_docstrings(self, module: str) -> None:
         result = doctest.testmod(importlib.import_module(module))
@@ -426,7 +434,8 @@ class TestModule:
     @cpu_only
     def test_every_public_name_has_an_example(self) -> None:
         finder = doctest.DocTestFinder(recurse=False)
-        public = {**own_layers(), "backend": d2lops.backend}
+        public = own_layers()
+        public |= {name: getattr(d2lops, name) for name in ("backend", "convert", "revert")}
         public |= {name: getattr(d2lops.functional, name) for name in d2lops.functional.__all__}
         for name, thing in public.items():
             (test,) = finder.find(thing, name)
