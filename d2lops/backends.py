@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 
 from d2lops import flops
 
@@ -118,14 +119,18 @@ class Kernels:
 
     def add(self, name: str, operator: Callable) -> None:
         setattr(self.plain, name, operator)
-        torch.library.register_vmap(operator.name(), functools.partial(self._batched, name))
-        flops.count(name, operator)
         for switches, table in self.tf32.items():
             allowed = any(
                 on and name.startswith(prefix)
                 for on, prefix in zip(switches, _TF32.values(), strict=True)
             )
             setattr(table, name, functools.partial(operator, tf32=True) if allowed else operator)
+
+    def add_registered(self, name: str, operator: OpOverload) -> None:
+        """One that torch knows, which is told how to batch it, and how much it computes."""
+        self.add(name, operator)
+        torch.library.register_vmap(operator.name(), functools.partial(self._batched, name))
+        flops.count(name, operator)
 
     def _batched(self, name: str, *arguments: Any) -> tuple[Any, Any]:
         """The batching rule of an operator, looked for when vmap first asks."""
@@ -148,7 +153,7 @@ def shape_rule(name: str) -> Callable[[Callable], Callable]:
         if load_error is None:
             _rules[name] = _on_one_device(rule)
             torch.library.register_fake(f"d2lops::{name}")(_rules[name])
-            _cpp.add(name, getattr(torch.ops.d2lops, name).default)
+            _cpp.add_registered(name, getattr(torch.ops.d2lops, name).default)
             if triton_loaded:
                 _add_triton(name)
         return rule
@@ -289,7 +294,7 @@ def _add_triton(name: str) -> None:
     from d2lops.triton_kernels import operators
 
     if name in operators.LAUNCHERS:
-        _triton.add(name, operators.define(name, _rules[name]))
+        _triton.add_registered(name, operators.define(name, _rules[name]))
 
 
 def _tables(name: str) -> dict[str, Kernels]:
