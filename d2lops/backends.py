@@ -65,7 +65,16 @@ def _choose_cpu_library() -> tuple[Path, str]:
         path = _FOLDER / f"cpu_{name}.so"
         if path.exists() and not missing_features(name):
             return path, "the best one built that this processor runs"
-    raise OSError(f"no CPU library under {_FOLDER}: was d2lops installed with its kernels?")
+    raise OSError(f"no CPU library under {_FOLDER}: {_why_none()}")
+
+
+def _why_none() -> str:
+    if (_FOLDER.parents[1] / "setup.py").exists():
+        return (
+            "these are d2lops's sources, which Python finds before an installed d2lops while it "
+            "runs in their folder: run it in another one, or install with pip install -e ."
+        )
+    return "was d2lops installed with its kernels?"
 
 
 def _choose_backend() -> str:

@@ -46,11 +46,11 @@ def tuned(model: Module, fuse: bool, inputs: Any) -> Report:
     """
     trial = _copy(model)
     with torch.random.fork_rng(_gpus(trial)):
-        _run(trial, inputs)  # may fail, and makes lazy layers what they are
+        _try(trial, inputs)
         report = convert(trial, fuse=fuse)
         total = sum(row.now == "d2lops" for row in report.rows)
         with tqdm(total=total, desc="tuning", unit="layer") as bar:
-            measure = _Measurement(bar.update)
+            measure = _Measurement(lambda: bar.update(1))
             _listen(trial, measure)
             _run(trial, inputs)
     for row in report.rows:
@@ -80,8 +80,13 @@ def _run(model: Module, inputs: Any) -> None:
     inputs = tree_map_only(Tensor, lambda x: x.detach().clone(), inputs)
     named = inputs if isinstance(inputs, dict) else {}
     arguments = () if named else inputs if isinstance(inputs, tuple | list) else (inputs,)
+    model(*arguments, **named)
+
+
+def _try(model: Module, inputs: Any) -> None:
+    """Runs it once, which also makes lazy layers what they are."""
     try:
-        model(*arguments, **named)
+        _run(model, inputs)
     except Exception as error:
         raise RuntimeError(
             f"convert(): the model raises {type(error).__name__} for the inputs given as tune, "

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import d2lops
 from d2lops import tuning
 from d2lops.report import Report
-from tests.device import normal
+from tests.device import cpu_only, normal
+from tests.isolated import run_python
 from tests.test_convert import calls
 
 IMAGE = normal(2, 3, 12, 14)
@@ -144,6 +145,17 @@ class TestTuning:
         assert measured == ["0", "1", "3"]  # the first one's input needs no gradient
         assert all(row.times for row in report.rows)
         assert "1,000,000 / 1,000,000" in str(report)
+
+    @cpu_only
+    def test_needs_no_tqdm(self) -> None:
+        """Without it, torch has a smaller one of its own."""
+        script = (
+            "import sys; sys.modules['tqdm'] = sys.modules['tqdm.auto'] = None\n"
+            "import torch, d2lops\n"
+            "print(d2lops.convert(torch.nn.Linear(3, 2), tune=torch.ones(1, 3)).rows[0].times)"
+        )
+        result = run_python("-c", script)
+        assert result.returncode == 0 and "torch" in result.stdout, result.stderr
 
     def test_the_faster_of_two_is_found(self) -> None:
         seconds = tuning._seconds(
