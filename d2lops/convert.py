@@ -228,19 +228,19 @@ def _fuse(
     name: str, module: Module, by_layer: dict[int, Row], measured: dict[str, Row]
 ) -> Iterator[Row]:
     """Makes its forward call d2lops; gives rows for functions, and adds to those of layers."""
-    calls_below = {row_name: row for row_name, row in measured.items() if f"{name}:" in row_name}
-    left = [row for row in calls_below.values() if row.now == "torch"]
+    prefix = f"{name}:"
+    left = [row for row in measured.values() if row.name.startswith(prefix) and row.now == "torch"]
     yield from left
     try:
-        calls = fuse_calls(module, {row.name.partition(":")[2] for row in left})
+        calls = fuse_calls(module, {row.name.removeprefix(prefix) for row in left})
     except UntraceableError as error:
         if _had_to_gain(module):
             yield Row(name, type(module).__name__, "torch", f"forward not traced: {error}")
         return
     for call in calls:
         if call.layer is None:
-            call_name = f"{name}:{call.name}"
-            times = calls_below[call_name].times if call_name in calls_below else {}
+            call_name = prefix + call.name
+            times = measured[call_name].times if call_name in measured else {}
             yield Row(call_name, call.function, "d2lops", call.note, times)
         else:
             row = by_layer.get(id(module.get_submodule(call.layer)))

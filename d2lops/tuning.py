@@ -181,8 +181,8 @@ class _Site:
     def key(self) -> str:
         """The same for sites that take the same time."""
         modules = [(module, module.training) for module in self.modules]
-        what = getattr(self.theirs, "__name__", "")
-        return repr((what, modules, tree_map_only(Tensor, _kind, (self.args, self.kwargs))))
+        function = getattr(self.ours, "__name__", "")
+        return repr((function, modules, tree_map_only(Tensor, _kind, (self.args, self.kwargs))))
 
     def leaves(self) -> "_Site":
         """The same, with nothing before it that a backward would go through."""

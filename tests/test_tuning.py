@@ -146,6 +146,39 @@ class TestTuning:
         assert all(row.times for row in report.rows)
         assert "1,000,000 / 1,000,000" in str(report)
 
+    def test_functions_are_told_apart(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By name where their arguments are alike, and by module where their names are."""
+
+        class Pools(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return F.max_pool2d(x, 2) + F.avg_pool2d(x, 2)
+
+        class Outer(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.pools = Pools()
+
+            def forward(self, x: Tensor) -> Tensor:
+                return F.max_pool2d(self.pools(x), 3)
+
+        measured = []
+
+        def slower_within(self: object, site: object) -> tuning.Times:
+            measured.append(site.name)
+            ours = 3.0 if site.name == "pools:max_pool2d" else 1.0
+            return {"cpp": (ours, ours), "torch": (2.0, 2.0)}
+
+        monkeypatch.setattr(tuning._Measurement, "_measured", slower_within)
+        model = Outer()
+        report = d2lops.convert(model, tune=IMAGE)
+        assert measured == ["pools:max_pool2d", "pools:avg_pool2d", ":max_pool2d"]
+        assert {row.name: row.now for row in report.rows} == {
+            ":max_pool2d": "d2lops",
+            "pools:max_pool2d": "torch",
+            "pools:avg_pool2d": "d2lops",
+        }
+        assert calls(model, IMAGE) == ["avg_pool2d", "max_pool2d"]
+
     @cpu_only
     def test_needs_no_tqdm(self) -> None:
         """Without it, torch has a smaller one of its own."""
