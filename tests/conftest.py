@@ -31,6 +31,15 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def in_float64() -> Iterator[None]:
+    """Networks and numbers are made in it: however sums are taken, only mistakes are seen."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
 @pytest.fixture(autouse=DEVICE.type == "cuda")
 def share_memory() -> Iterator[None]:
     """Several processes test at once: none keeps gigabytes that it no longer needs."""

@@ -16,6 +16,8 @@ from tests.device import normal
 from tests.every_layer import every_layer, results
 
 # Images of three channels: of one, both layouts are the same memory.
+pytestmark = pytest.mark.usefixtures("in_float64")
+
 NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...]]] = {
     "every_layer": (every_layer, (3, 20, 20)),
     "vgg11": (lambda: networks.vgg11(d2lops.nn, fused=True, narrower=16), (3, 64, 64)),
@@ -89,7 +91,7 @@ def test_same_numbers(name: str) -> None:
     expected = results(network, images, [*network.parameters()])
     network = network.to(memory_format=torch.channels_last)
     ours = results(network, turned(images), [*network.parameters()])
-    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ours, expected)
 
 
 @pytest.mark.parametrize(

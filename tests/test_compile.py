@@ -16,6 +16,8 @@ from d2lops import functional as F
 from tests.device import normal
 from tests.every_layer import BOOK, IMAGES, book_network, every_layer, results
 
+pytestmark = pytest.mark.usefixtures("in_float64")
+
 BATCHES = (2, 3, 5, 8)
 # No two height or width alike, both even and odd, and neither always the longer one.
 SIZES = ((2, 3, 20, 22), (3, 3, 23, 17), (4, 3, 33, 40), (3, 3, 21, 24), (5, 3, 44, 32))
@@ -60,7 +62,7 @@ def assert_equals_eager(
     else:
         with torch.no_grad():
             ours, eager = compiled(images), network(images)
-    torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours, eager)
 
 
 @pytest.mark.usefixtures("eagers_random_numbers")

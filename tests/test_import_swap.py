@@ -7,6 +7,8 @@ import torch
 
 import d2lops.nn
 
+pytestmark = pytest.mark.usefixtures("in_float64")
+
 LAYERS = ("from torch import nn", "import torch.nn as nn")
 FUNCTIONS = ("import torch.nn.functional as F", "from torch.nn import functional as F")
 
@@ -170,7 +172,7 @@ def test_same_losses(name: str, spelling: tuple[str, str]) -> None:
     imports = "\n".join(spelling)
     theirs = run(SCRIPTS[name], imports)
     ours = run(SCRIPTS[name], swapped(imports))
-    torch.testing.assert_close(ours["losses"], theirs["losses"], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ours["losses"], theirs["losses"])
     assert ours["losses"][-1] < ours["losses"][0]
     assert own_layers(ours["model"]) >= 4 and own_layers(theirs["model"]) == 0
     assert ours["F"] is d2lops.functional and theirs["F"] is torch.nn.functional

@@ -18,7 +18,9 @@ from tests.device import DEVICE, normal
 from tests.every_layer import IMAGES, every_layer, results
 from tests.threads import threads
 
-X = normal(3, *IMAGES)
+pytestmark = pytest.mark.usefixtures("in_float64")
+
+X = normal(3, *IMAGES).double()
 # A layer, torch's layer for it, and how both are made.
 LAYERS = {
     "Conv2d": (nn.Conv2d, torch.nn.Conv2d, (3, 8, 3)),
@@ -87,7 +89,7 @@ class TestWeights:
             gradients = torch.autograd.grad(output.sin().sum(), [*module.parameters()])
             found.append((module, output, gradients))
         (our_module, *our), (their_module, *their) = found
-        torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(our, their)
         assert our_module.state_dict().keys() == their_module.state_dict().keys()
 
     def test_own_parametrization(self, name: str) -> None:
