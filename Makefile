@@ -49,7 +49,7 @@ PLUGINS = $(shell $(PYTHON) -c 'from importlib.util import find_spec as has; pri
 # Tests of what PyTorch does with operators and networks, which compile for minutes; those of others'
 # models only where they are installed, for nothing is fetched.
 TOOLS = $(patsubst %,tests/test_%.py,autocast channels_last checkpointing compile convert export \
-	flops functorch module_tools tuning) $(shell $(PYTHON) -c 'from importlib.util import \
+	flops functorch fusion module_tools tracing tuning) $(shell $(PYTHON) -c 'from importlib.util import \
 	find_spec as has; print("tests/test_models.py" if has("transformers") else "")')
 SANITIZER = PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(WITHIN) 120 compute-sanitizer --error-exitcode 1
 gpu-%: export PYTHONUNBUFFERED = 1

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import d2lops
 from d2lops import tuning
 from d2lops.report import Report
+from tests.converted import calls
 from tests.device import cpu_only, normal
 from tests.isolated import run_python
-from tests.test_convert import calls
 
 IMAGE = normal(2, 3, 12, 14)
 
